@@ -1,0 +1,362 @@
+"""What users may set, and the one way from their words to frozen values.
+
+Three places feed it: traitlets (a kernelspec's arguments, a configuration file), the options of
+the command line, and the first line of a cell, `%%sandbox memory=256M`. All three read the table
+`LIMITS`. Whatever is wrong is a ConfigError that names the value and what would be right; nothing
+is clamped or guessed. What a setting does to a container is not known here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from traitlets import Float, Integer, List, TraitType, Unicode, Union
+from traitlets.config import Configurable
+
+from sandbox_kernel.errors import ConfigError
+from sandbox_kernel.model import Limits
+from sandbox_kernel.units import format_duration, format_size, parse_duration, parse_size
+
+Value = str | int | float
+"""A setting as it is written: text, or a number in a configuration file."""
+
+MIB = 1 << 20
+MAX_COUNT = 1 << 20
+"""Above this, a number of processes, files or processors is a slip of the pen."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One row of the table of limits."""
+
+    name: str
+    default: Value
+    unit: Literal["size", "duration", "count", "number"]
+    help: str
+    field: str
+    """The field of `model.Limits` that it fills."""
+    minimum: float
+    """The least that is of use, in bytes, seconds or pieces."""
+
+    @property
+    def option(self) -> str:
+        """The option of the command line that sets it."""
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, value: Value) -> int | float:
+        """Give the value in bytes, seconds or pieces; raises ConfigError."""
+        text = str(value)
+        try:
+            number = self._number(text)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error.message}", hint=error.hint) from None
+        if number < self.minimum:
+            raise ConfigError(
+                f"{self.name}={text} is too small: the least is {self.format(self.minimum)}",
+                hint=self._unit_hint(text),
+            )
+        return number
+
+    def _number(self, text: str) -> int | float:
+        if self.unit == "size":
+            return parse_size(text)
+        if self.unit == "duration":
+            return parse_duration(text)
+        pattern, what = (r"\d{1,12}", "whole number")
+        if self.unit == "number":
+            pattern, what = (r"\d{1,12}(\.\d{1,12})?", "number")
+        if re.fullmatch(pattern, text.strip(), re.ASCII) is None:
+            raise ConfigError(f"{text!r} is not a {what}", hint=f"for example {self.default}")
+        number = float(text) if self.unit == "number" else int(text)
+        if number > MAX_COUNT:
+            raise ConfigError(f"{text!r} is too large", hint=f"the most is {MAX_COUNT}")
+        return number
+
+    def _unit_hint(self, text: str) -> str:
+        if self.unit == "size" and text.strip().isdigit() and int(text) > 0:
+            return f"a bare number counts bytes: did you mean {self.name}={text.strip()}M?"
+        return f"the default is {self.default}"
+
+    def format(self, number: float) -> str:
+        """Give a value in bytes, seconds or pieces as people read it."""
+        if self.unit == "size":
+            return format_size(int(number))
+        return format_duration(number) if self.unit == "duration" else f"{number:g}"
+
+
+LIMITS = (
+    Limit(
+        "memory",
+        "1G",
+        "size",
+        "Memory that one cell may use, beyond what the session already holds.",
+        "memory_bytes",
+        16 * MIB,
+    ),
+    Limit("cpus", 2.0, "number", "Processors that one cell may keep busy.", "cpus", 0.01),
+    Limit(
+        "cpu_time",
+        "5m",
+        "duration",
+        "Processor time of one cell, all its processes together.",
+        "cpu_time_s",
+        0.1,
+    ),
+    Limit("wall_time", "5m", "duration", "Time on the clock for one cell.", "wall_time_s", 0.1),
+    Limit(
+        "processes", 128, "count", "Processes and threads of one cell at a time.", "processes", 1
+    ),
+    Limit(
+        "disk",
+        "512M",
+        "size",
+        "Files that the session's cells may write, all together.",
+        "disk_bytes",
+        MIB,
+    ),
+    Limit(
+        "output",
+        "10M",
+        "size",
+        "Text of stdout and stderr of one cell; the rest is dropped.",
+        "output_bytes",
+        1024,
+    ),
+    Limit("open_files", 1024, "count", "Open files of each process of a cell.", "open_files", 64),
+)
+"""Every limit there is: feeds the traits, the options, the %%sandbox line and the docs."""
+
+BY_NAME = {limit.name: limit for limit in LIMITS}
+
+WORKSPACE_MODES = {
+    "overlay": "the notebook's folder can be read; what is written stays in the sandbox",
+    "ro": "the notebook's folder can be read only",
+    "rw": "the notebook's folder itself can be read and written",
+    "none": "an empty folder",
+}
+
+PROTECTIONS = {
+    "user_namespace": "cells run under ids that mean nothing outside",
+    "second_uid": "parked interpreters have another uid than cells",
+    "seccomp": "a filter denies the system calls that cells do not need",
+    "network": "cells have a network namespace of their own",
+}
+"""Protections that can be waived beside the limits, by name, where a host lacks them."""
+
+
+def _limit_trait(name: str) -> TraitType[Any, Any]:
+    limit = BY_NAME[name]
+    # Text first: the command line's strings then reach `Limit.parse` as they were written, and
+    # a bad one is an error in the notebook instead of a kernel that does not start.
+    kinds = [Unicode(), Integer(), Float()]
+    return Union(kinds, default_value=limit.default, help=limit.help).tag(config=True)
+
+
+class SandboxConfig(Configurable):
+    """The settings of a kernel: its limits are the default and the ceiling of every cell."""
+
+    memory = _limit_trait("memory")
+    cpus = _limit_trait("cpus")
+    cpu_time = _limit_trait("cpu_time")
+    wall_time = _limit_trait("wall_time")
+    processes = _limit_trait("processes")
+    disk = _limit_trait("disk")
+    output = _limit_trait("output")
+    open_files = _limit_trait("open_files")
+
+    image = Unicode("host", help="The image that cells run in.").tag(config=True)
+    workspace = Unicode(
+        "overlay",
+        help="How /workspace shows the notebook's folder: "
+        + "; ".join(f"{mode} ({what})" for mode, what in WORKSPACE_MODES.items())
+        + ".",
+    ).tag(config=True)
+    grace = Union(
+        [Unicode(), Integer(), Float()],
+        default_value="2s",
+        help="How long an interrupted cell may take to stop before it is killed.",
+    ).tag(config=True)
+    waive: List[str] = List(
+        Unicode(), help="Limits and protections to do without where the host lacks them."
+    ).tag(config=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The frozen form of SandboxConfig; the layers below see nothing else."""
+
+    limits: Limits
+    image: str
+    workspace_mode: str
+    grace_s: float
+    waived: frozenset[str]
+
+
+def limits_of(config: SandboxConfig) -> Limits:
+    """Give the limits that a configuration sets; raises ConfigError."""
+    numbers: dict[str, Any] = {
+        limit.field: limit.parse(getattr(config, limit.name)) for limit in LIMITS
+    }
+    return Limits(**numbers)
+
+
+def freeze(config: SandboxConfig) -> Settings:
+    """Check a whole configuration and leave traitlets behind; raises ConfigError."""
+    if config.workspace not in WORKSPACE_MODES:
+        raise _unknown("workspace mode", config.workspace, WORKSPACE_MODES)
+    if not config.image.strip():
+        raise ConfigError("image is empty", hint="name an image, for example host")
+    try:
+        grace_s = parse_duration(str(config.grace))
+    except ConfigError as error:
+        raise ConfigError(f"grace: {error.message}", hint=error.hint) from None
+    waivable = (*BY_NAME, *PROTECTIONS)
+    for name in config.waive:
+        if name not in waivable:
+            raise _unknown("limit or protection to waive", name, waivable)
+    return Settings(
+        limits=limits_of(config),
+        image=config.image,
+        workspace_mode=config.workspace,
+        grace_s=grace_s,
+        waived=frozenset(config.waive),
+    )
+
+
+def arguments_of(config: SandboxConfig) -> list[str]:
+    """Give the kernel's command line arguments for what differs from the defaults."""
+    arguments = []
+    for name, trait in sorted(SandboxConfig.class_own_traits(config=True).items()):
+        value = getattr(config, name)
+        if isinstance(value, list):
+            arguments += [f"--SandboxConfig.{name}={item}" for item in value]
+        elif value != trait.default_value:
+            arguments.append(f"--SandboxConfig.{name}={value}")
+    return arguments
+
+
+def parse_cell(code: str, ceiling: Limits) -> tuple[Limits, str]:
+    """Give the limits of one cell and the code to run; raises ConfigError.
+
+    Without a `%%sandbox` line at its top the cell has the ceiling's limits. Line numbers stay,
+    so that a traceback points at the line that the user sees.
+    """
+    lines = code.splitlines(keepends=True)
+    top = next((index for index, line in enumerate(lines) if line.strip()), None)
+    words = _magic_words(lines[top], "%%sandbox") if top is not None else None
+    if top is None or words is None:
+        return ceiling, code
+    limits = _lower(ceiling, words)
+    following = next((line for line in lines[top + 1 :] if line.strip()), "")
+    if _magic_words(following, "%%sandbox") is not None:
+        raise ConfigError("a cell has two %%sandbox lines", hint="put all settings on one")
+    return limits, _without_line(lines, top)
+
+
+def _without_line(lines: list[str], top: int) -> str:
+    rest = "".join(lines[top + 1 :])
+    if not rest.strip():
+        return ""
+    if rest.lstrip().startswith("%%"):
+        # IPython takes a cell magic on the very first line only.
+        return rest.lstrip()
+    # IPython drops blank lines at the top, and the count with them, but never a comment.
+    return "".join((*lines[:top], f"# {lines[top].strip()}\n", rest))
+
+
+def is_status_line(code: str) -> bool:
+    """Tell whether a cell is `%sandbox` alone, the question for limits and use.
+
+    Raises ConfigError for an unknown verb, and where other lines stand beside it.
+    """
+    lines = [line for line in code.splitlines() if line.strip()]
+    words = _magic_words(lines[0], "%sandbox") if lines else None
+    if words is None:
+        return False
+    if words:
+        raise ConfigError(
+            f"%sandbox has no verb {words[0]!r}",
+            hint="there is %sandbox alone, which shows limits and use, and a first line "
+            "%%sandbox memory=256M, which sets limits for its cell",
+        )
+    if len(lines) > 1:
+        raise ConfigError(
+            "%sandbox stands alone in its cell",
+            hint="move the other lines to a cell of their own; %%sandbox sets limits",
+        )
+    return True
+
+
+def _magic_words(line: str, magic: str) -> list[str] | None:
+    """Give the words after a magic, or None where the line is something else."""
+    name, *arguments = line.strip().split(None, 1)[:2] or [""]
+    if name != magic:
+        return None
+    try:
+        return shlex.split(arguments[0] if arguments else "", comments=True)
+    except ValueError as error:
+        raise ConfigError(
+            f"{line.strip()!r} cannot be read: {error}",
+            hint="write it as %%sandbox memory=256M wall_time=5s",
+        ) from None
+
+
+def _lower(ceiling: Limits, words: Iterable[str]) -> Limits:
+    """Give the ceiling with the settings of a %%sandbox line; raises ConfigError."""
+    numbers: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign or not name:
+            raise ConfigError(
+                f"%%sandbox cannot read {word!r}",
+                hint="write each setting as name=value, without blanks around the =",
+            )
+        limit = _cell_limit(name)
+        if limit.field in numbers:
+            raise ConfigError(f"%%sandbox sets {name} twice", hint="leave one of them")
+        numbers[limit.field] = _below_ceiling(limit, text, getattr(ceiling, limit.field))
+    return replace(ceiling, **numbers)
+
+
+def _cell_limit(name: str) -> Limit:
+    if (limit := BY_NAME.get(name)) is not None:
+        return limit
+    if name in SandboxConfig.class_own_traits(config=True):
+        raise ConfigError(
+            f"%%sandbox cannot set {name}: it belongs to the kernel",
+            hint=f"install a kernel with `sandbox-kernel install --{name} ...`",
+        )
+    raise _unknown("%%sandbox setting", name, BY_NAME)
+
+
+def _below_ceiling(limit: Limit, text: str, ceiling: float) -> int | float:
+    number = limit.parse(text)
+    if number > ceiling:
+        raise ConfigError(
+            f"{limit.name}={text} is above the ceiling of {limit.format(ceiling)}",
+            hint="the kernelspec sets the ceiling: ask for less, or install a kernel with "
+            f"`sandbox-kernel install {limit.option} {text}`",
+        )
+    return number
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(f"there is no {what} {name!r}", hint=f"{guess}there is {', '.join(names)}")
+
+
+def limits_markdown() -> str:
+    """Give the table of limits as the documentation shows it."""
+    rows = ["| limit | default | least | what it bounds |", "|---|---|---|---|"]
+    rows += [
+        f"| `{limit.name}` | {limit.default} | {limit.format(limit.minimum)} | {limit.help} |"
+        for limit in LIMITS
+    ]
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,161 @@
+"""What init's small root is made of: the host's side of it, and the session's side.
+
+The host's side needs rights on the host and is put together before the session's user
+namespace exists: folders of the image and of the notebook, and device nodes, as bind mounts in
+a tmpfs. Inherited into the user namespace these mounts are locked: nobody in there can take
+them off or make them writable. The session's side (skeleton, scratch) is made by init, and its
+files belong to the session's ids.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sandbox_kernel.container.plan import DEVICES
+from sandbox_kernel.linux import libc
+
+BASE = "/tmp"  # noqa: S108 - only a mount point that every host has; the tmpfs on it is private
+_CLONE = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC
+
+
+def attach_host_side(
+    binds: list[tuple[str, str, bool]], workspace: tuple[str, bool] | None, idmap_fd: int
+) -> None:
+    """Show the image's folders at BASE/b/N, the notebook's at BASE/w, devices at BASE/d.
+
+    `binds` are (source, target, read-only); `workspace` is (source, read-only). `idmap_fd` is a
+    user namespace whose mapping the notebook's folder is shown through, or -1. Raises OSError
+    with the path at fault. The caller sits in a mount namespace of its own.
+    """
+    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    trees = [_clone(source, read_only=read_only) for source, _, read_only in binds]
+    devices = [libc.open_tree(f"/dev/{name}", flags=_CLONE) for name in DEVICES]
+    shown = _clone_workspace(*workspace, idmap_fd) if workspace else None
+    libc.mount("tmpfs", BASE, fstype="tmpfs", flags=libc.MS_NOSUID, data="mode=0755,size=1m")
+    for folder in ("b", "d", "w", "s", "k", "r", "e", "p"):
+        os.mkdir(f"{BASE}/{folder}")
+    for n, tree in enumerate(trees):
+        _attach(tree, f"{BASE}/b/{n}", folder=os.path.isdir(f"/proc/self/fd/{tree}"))
+    for name, tree in zip(DEVICES, devices, strict=True):
+        _attach(tree, f"{BASE}/d/{name}", folder=False)
+    if shown is not None:
+        _attach(shown, f"{BASE}/w", folder=True)
+
+
+def _clone(source: str, *, read_only: bool) -> int:
+    tree = libc.open_tree(source, flags=_CLONE | libc.AT_RECURSIVE)
+    flags = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+    _set(tree, flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0))
+    return tree
+
+
+def _set(tree: int, attributes: int) -> None:
+    libc.mount_setattr(
+        "", dir_fd=tree, flags=libc.AT_EMPTY_PATH | libc.AT_RECURSIVE, attr_set=attributes
+    )
+
+
+def _clone_workspace(source: str, read_only: bool, idmap_fd: int) -> int:  # noqa: FBT001
+    # Not recursive: an overlay refuses a lower folder with locked mounts below it.
+    tree = libc.open_tree(source, flags=_CLONE)
+    flags = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+    libc.mount_setattr(
+        "",
+        dir_fd=tree,
+        flags=libc.AT_EMPTY_PATH,
+        attr_set=flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0),
+    )
+    if idmap_fd >= 0:
+        libc.mount_setattr(
+            "",
+            dir_fd=tree,
+            flags=libc.AT_EMPTY_PATH,
+            attr_set=libc.MOUNT_ATTR_IDMAP,
+            userns_fd=idmap_fd,
+        )
+    return tree
+
+
+def _attach(tree: int, target: str, *, folder: bool) -> None:
+    if folder:
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o644))
+    libc.move_mount(tree, target)
+    os.close(tree)
+
+
+def settle(body: dict[str, Any]) -> None:
+    """Make BASE init's root and mount the session's side on it.
+
+    `body` is the start message; called as root of the user namespace, as PID 1.
+    """
+    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    # A fresh proc can be mounted only while the host's, fully visible, is still in sight.
+    libc.mount("proc", f"{BASE}/p", fstype="proc", flags=libc.MS_NOSUID | libc.MS_NODEV)
+    # pivot_root refuses a locked mount; the top of a bind is not locked, what is below stays so.
+    libc.mount(BASE, BASE, flags=libc.MS_BIND | libc.MS_REC)
+    os.chdir(BASE)
+    libc.pivot_root(".", ".")
+    libc.umount2(".", libc.MNT_DETACH)
+    os.chdir("/")
+    _tmpfs("/s", f"mode=0700,size={body['disk_bytes']}")
+    _tmpfs("/k", "mode=0755,size=4m")
+    _tmpfs("/e", "mode=0755,size=64k")
+    os.mkdir("/e/folder", 0o555)
+    os.close(os.open("/e/file", os.O_CREAT | os.O_CLOEXEC, 0o444))
+    build_skeleton("/k", body)
+
+
+def _tmpfs(target: str, options: str) -> None:
+    libc.mount(
+        "tmpfs", target, fstype="tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV, data=options
+    )
+
+
+def resize_scratch(disk_bytes: int) -> None:
+    """Set the size of the scratch file system; raises OSError (EINVAL) below what is in use."""
+    libc.mount(
+        "tmpfs",
+        "/s",
+        fstype="tmpfs",
+        flags=libc.MS_REMOUNT | libc.MS_NOSUID | libc.MS_NODEV,
+        data=f"size={disk_bytes}",
+    )
+
+
+def build_skeleton(root: str, body: dict[str, Any]) -> None:
+    """Make the folders, files, links and mount points of the image below `root`."""
+    for path, mode, owner in body["folders"]:
+        _folder(root, path)
+        os.chown(root + path, owner, owner)
+        os.chmod(root + path, mode)
+    for path, is_folder in body["targets"]:
+        if is_folder:
+            _folder(root, path)
+        else:
+            _file(root, path, "")
+    for path, content in body["files"]:
+        _file(root, path, content)
+    for path, target in body["links"]:
+        _folder(root, os.path.dirname(path))
+        os.symlink(target, root + path)
+    for name in DEVICES:
+        _file(root, f"/dev/{name}", "")
+    links = {"fd": "/proc/self/fd", "ptmx": "pts/ptmx", "core": "/proc/kcore"}
+    links |= {"stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+    for name, target in links.items():
+        os.symlink(target, f"{root}/dev/{name}")
+
+
+def _folder(root: str, path: str) -> None:
+    os.makedirs(root + path, mode=0o755, exist_ok=True)
+
+
+def _file(root: str, path: str, content: str) -> None:
+    _folder(root, os.path.dirname(path))
+    with open(root + path, "x", encoding="utf-8") as file:
+        file.write(content)
+    os.chmod(root + path, 0o644)
+

@@ -1,0 +1,114 @@
+"""Start the first guest of a session: container 0, no privilege left, the filter, then exec.
+
+The order is the design: what needs a capability comes first, the filter last, since it forbids
+the calls above it; exec lets go of everything but the four ambient capabilities, which the guest
+makes ineffective as its first act.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+from typing import Any, NoReturn
+
+from sandbox_kernel.container import build, control
+from sandbox_kernel.container.plan import RootSpec
+from sandbox_kernel.errors import LaunchError
+from sandbox_kernel.linux import libc
+from sandbox_kernel.linux.seccomp import cell_policy, compile_policy
+from sandbox_kernel.model import CELL_UID
+
+GUEST_FD = 3
+"""The fd on which a guest speaks with the kernel."""
+KEPT = (libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGID)
+"""What a guest keeps in its permitted set, to enter containers; see `gate`."""
+
+_BOOT = (
+    "import sys; sys.path.append({package!r}); "
+    "from sandbox_kernel.guest.main import main; main({fd})"
+)
+
+
+def start_guest(packet: control.Packet, spec: RootSpec) -> tuple[int, int]:
+    """Fork and exec the first guest; return its pid and the filter's listener.
+
+    The start message carries the guest's link as its first descriptor. Raises LaunchError.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = libc.fork()
+    if pid == 0:
+        _become_guest(theirs, packet, spec)
+    theirs.close()
+    with ours:
+        answer = control.receive(ours)
+    if answer is None:
+        raise LaunchError("start the first guest", "it ended before it had a filter")
+    if answer.op == "failed":
+        raise LaunchError(answer.body["step"], answer.body["cause"])
+    return pid, answer.fds.pop()
+
+
+def _become_guest(channel: socket.socket, packet: control.Packet, spec: RootSpec) -> NoReturn:
+    step = "root"
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in build.isolate(packet.body["hostname"]):
+            os.close(fd)
+        build.make_root(spec)
+        step = "descriptors"
+        channel = _arrange_descriptors(channel, packet.fds[0])
+        step = "privileges"
+        drop_privileges(packet.body["open_files"])
+        step = "system call filter"
+        listener = libc.seccomp_load(compile_policy(cell_policy()), listener=True)
+        assert listener is not None
+        control.send(channel, {"op": "filtered"}, (listener,))
+        os.close(listener)
+        step = "exec"
+        _exec(packet.body)
+    except LaunchError as error:
+        control.send(channel, {"op": "failed", "step": error.step, "cause": error.cause})
+    except OSError as error:
+        cause = f"{error.strerror} {error.filename or ''}".strip()
+        control.send(channel, {"op": "failed", "step": f"{step} of the first guest", "cause": cause})
+    os._exit(127)
+
+
+def _arrange_descriptors(channel: socket.socket, link_fd: int) -> socket.socket:
+    """Leave 0, 1, 2 (null), 3 (the link) and the channel, which exec closes."""
+    kept = os.dup2(channel.detach(), 1000, inheritable=False)
+    link = os.dup2(link_fd, 1001, inheritable=False)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.dup2(link, GUEST_FD)
+    os.closerange(GUEST_FD + 1, 1000)
+    os.closerange(1001, 65536)
+    return socket.socket(fileno=kept)
+
+
+def drop_privileges(open_files: int) -> None:
+    """Become the cell user with nothing but KEPT, none of it regainable by exec later on."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    libc.drop_bounding(KEPT)
+    os.setgroups([])
+    libc.set_keep_capabilities(True)
+    os.setresgid(CELL_UID, CELL_UID, CELL_UID)
+    os.setresuid(CELL_UID, CELL_UID, CELL_UID)
+    mask = libc.cap_mask(KEPT)
+    libc.capset(mask, mask, mask)
+    for capability in KEPT:
+        libc.raise_ambient(capability)
+    libc.set_no_new_privs()
+
+
+def _exec(body: dict[str, Any]) -> NoReturn:
+    os.chdir(body["cwd"])
+    program = _BOOT.format(package=body["package"], fd=GUEST_FD)
+    argv = [*body["python"], "-c", program]
+    os.execve(argv[0], argv, {str(name): str(value) for name, value in body["env"]})

@@ -1,0 +1,82 @@
+"""Build one container: new namespaces, then the steps of its plan.
+
+Runs in a process that init forked for this one purpose, as root of the session's user namespace.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+
+from sandbox_kernel.container.plan import RootSpec, root_plan
+from sandbox_kernel.container.steps import Step
+from sandbox_kernel.errors import LaunchError
+from sandbox_kernel.linux import libc
+from sandbox_kernel.model import CELL_UID
+
+NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup")
+"""What is new in every container, by the names of /proc/self/ns; the order of the fds."""
+
+_NEW = (
+    libc.CLONE_NEWNS
+    | libc.CLONE_NEWNET
+    | libc.CLONE_NEWIPC
+    | libc.CLONE_NEWUTS
+    | libc.CLONE_NEWCGROUP
+)
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
+_IFF_RUNNING = 0x40
+
+
+def isolate(hostname: str) -> list[int]:
+    """Enter new namespaces; return their fds in the order of NAMESPACES.
+
+    The caller must be in the cell's cgroup already: a cgroup namespace shows as `/` where its
+    maker was. Raises LaunchError.
+    """
+    try:
+        libc.unshare(_NEW)
+    except OSError as error:
+        raise LaunchError("new namespaces", error.strerror or "") from error
+    try:
+        socket.sethostname(hostname)
+        _loopback_up()
+    except OSError as error:
+        raise LaunchError("host name and loopback", error.strerror or "") from error
+    return [os.open(f"/p/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES]
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
+
+
+def make_layer(layer: int) -> None:
+    """Make the upper and work folders of a cell in the scratch file system."""
+    top = f"/s/{layer}"
+    os.mkdir(top, 0o700)
+    for name in ("u", "w", "x", "y"):
+        os.mkdir(f"{top}/{name}", 0o755)
+    # The root of an upper is the root of what is mounted: /workspace belongs to the cell.
+    os.chown(f"{top}/x", CELL_UID, CELL_UID)
+
+
+def make_root(spec: RootSpec) -> None:
+    """Put the root together and pivot into it; raises LaunchError that names the step."""
+    try:
+        make_layer(spec.layer)
+    except OSError as error:
+        raise LaunchError("folders of the layer", error.strerror or "") from error
+    for step in root_plan(spec):
+        _run(step)
+
+
+def _run(step: Step) -> None:
+    try:
+        step.run()
+    except OSError as error:
+        raise LaunchError(step.describe(), error.strerror or str(error)) from error

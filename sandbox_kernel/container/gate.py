@@ -1,0 +1,83 @@
+"""The gate: which process may call `capset` and `setns`, and how often.
+
+A guest keeps four capabilities of the session's user namespace in its permitted set, so that
+it can step into a container. The seccomp filter turns the two calls that could make use of them
+into notifications, and here they are answered: for a pid that the kernel has just announced, and
+only in the announced order, yes; to everybody else EPERM, always.
+
+Whoever wins a race for the gate gains nothing: see docs/security.md, "The window".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sandbox_kernel.container.build import NAMESPACES
+from sandbox_kernel.linux.notify import notify_receive, notify_respond
+from sandbox_kernel.linux.syscalls import NUMBERS
+
+_CAPSET = NUMBERS[os.uname().machine]["capset"]
+_SETNS = NUMBERS[os.uname().machine]["setns"]
+
+SEQUENCES = {
+    # After exec the capabilities that came as ambient ones are effective: drop; then park.
+    "boot": (_CAPSET, _CAPSET, _CAPSET),
+    # Raise, join the five namespaces, drop.
+    "enter": (_CAPSET, *(_SETNS for _ in NAMESPACES), _CAPSET),
+    # Raise, become the head's user, drop.
+    "park": (_CAPSET, _CAPSET),
+}
+
+
+class Gate:
+    """Answer the notifications of one listener; `proc` is where the session's proc is mounted."""
+
+    def __init__(self, listener_fd: int, *, proc: str) -> None:
+        self._listener_fd = listener_fd
+        self._proc = proc
+        self._open: dict[int, list[int]] = {}
+
+    def fileno(self) -> int:
+        """Give the listener, to poll."""
+        return self._listener_fd
+
+    def announce(self, pid: int, kind: str) -> None:
+        """Let `pid` make the calls of one sequence, once. Only one process is let in at a time."""
+        self._open = {pid: list(SEQUENCES[kind])}
+
+    def answer(self) -> None:
+        """Answer one notification; the caller has read all announcements that were sent before."""
+        notification = notify_receive(self._listener_fd)
+        if notification is None:
+            return
+        if self._admits(notification.pid, notification.number):
+            notify_respond(self._listener_fd, notification.id, proceed=True)
+        else:
+            notify_respond(self._listener_fd, notification.id, error=errno.EPERM)
+
+    def _admits(self, pid: int, nr: int) -> bool:
+        expected = self._open.get(pid)
+        if not expected:
+            return False
+        # A second thread could change what the first one is about to do: never let it in.
+        if expected[0] != nr or self._threads(pid) != 1:
+            del self._open[pid]
+            return False
+        expected.pop(0)
+        return True
+
+    def _threads(self, pid: int) -> int:
+        # In bytes, and by os.open: init has no file system left to import a codec from.
+        try:
+            fd = os.open(f"{self._proc}/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return 0
+        try:
+            text = os.read(fd, 8192)
+        except OSError:
+            return 0
+        finally:
+            os.close(fd)
+        _, _, rest = text.partition(b"\nThreads:")
+        return int(rest.split(None, 1)[0]) if rest else 0

@@ -1,0 +1,175 @@
+"""PID 1 of a session: builds containers, guards the gate, keeps the layers, reaps.
+
+Single-threaded, standard library only, root of the session's user namespace and nobody outside.
+It serves the kernel over the control channel; when that closes, it exits, and Linux ends every
+process of the PID namespace with it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sandbox_kernel.container import base, boot, build, control, layers
+from sandbox_kernel.container.gate import Gate
+from sandbox_kernel.errors import LaunchError
+from sandbox_kernel.linux import libc
+
+
+def main(sock: socket.socket, packet: control.Packet) -> NoReturn:
+    """Set the session up and serve; `packet` is the start message."""
+    libc.set_name("sandbox-init")
+    libc.set_parent_death_signal(signal.SIGKILL)
+    try:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        os.umask(0o022)
+        base.settle(packet.body)
+        init = Init(sock, packet)
+    except (OSError, LaunchError) as error:
+        step = error.step if isinstance(error, LaunchError) else "set up the session's root"
+        cause = error.cause if isinstance(error, LaunchError) else str(error)
+        control.send(sock, {"op": "failed", "step": step, "cause": cause})
+        os._exit(1)
+    init.serve()
+
+
+class Init:
+    """The state of PID 1 and the verbs that the kernel may use."""
+
+    def __init__(self, sock: socket.socket, packet: control.Packet) -> None:
+        self._sock = sock
+        self._watched: set[int] = set()
+        self._layers = layers.Layers(packet.body)
+        self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        pid, listener_fd = boot.start_guest(packet, self._layers.next_root(0))
+        self._gate = Gate(listener_fd, proc="/p")
+        self._gate.announce(pid, "boot")
+        self._watched.add(pid)
+        control.send(sock, {"op": "started", "pid": pid})
+        packet.close()
+        self._verbs: dict[str, Callable[[control.Packet], None]] = {
+            "build": self._build,
+            "gate": self._announce,
+            "commit": self._commit,
+            "discard": self._discard,
+            "resize": self._resize,
+            "watch": self._watch,
+        }
+
+    def serve(self) -> NoReturn:
+        """Serve until the kernel is gone."""
+        poll = select.poll()
+        for fd in (self._sock.fileno(), self._wake, self._gate.fileno()):
+            poll.register(fd, select.POLLIN)
+        self._sock.setblocking(False)
+        while True:
+            ready = dict(poll.poll())
+            self._read_control()
+            if self._wake in ready:
+                self._reap()
+            events = ready.get(self._gate.fileno(), 0)
+            if events & select.POLLIN:
+                self._gate.answer()
+            elif events:  # POLLHUP: no process uses the filter any more, so the session is dead
+                os._exit(0)
+
+    def _read_control(self) -> None:
+        # All of it, before a notification is answered: what the kernel announced counts then.
+        while True:
+            try:
+                packet = control.receive(self._sock)
+            except BlockingIOError:
+                return
+            if packet is None:
+                os._exit(0)
+            try:
+                self._verbs[packet.op](packet)
+            finally:
+                packet.close()
+
+    def _reap(self) -> None:
+        try:
+            os.read(self._wake, 4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._watched:
+                self._watched.discard(pid)
+                self._reply({"op": "reaped", "pid": pid, "status": status})
+
+    def _reply(self, body: dict[str, Any]) -> None:
+        try:
+            control.send(self._sock, body)
+        except BlockingIOError:  # the kernel does not read: it is as good as gone
+            os._exit(1)
+        except OSError:
+            os._exit(0)
+
+    def _build(self, packet: control.Packet) -> None:
+        channel = socket.socket(fileno=packet.fds.pop())
+        spec = self._layers.next_root(packet.body["layer"])
+        if libc.fork() == 0:
+            _build_and_exit(channel, spec, packet.body["hostname"])
+        channel.close()
+
+    def _announce(self, packet: control.Packet) -> None:
+        self._gate.announce(packet.body["pid"], packet.body["kind"])
+
+    def _commit(self, packet: control.Packet) -> None:
+        layer = packet.body["layer"]
+        changed = self._layers.commit(layer)
+        used = self._layers.used_bytes()
+        self._reply({"op": "committed", "layer": layer, "changed": changed, "disk_bytes": used})
+
+    def _discard(self, packet: control.Packet) -> None:
+        used = self._layers.used_bytes()
+        # In a process of its own: a cell may have left a million files, and init must not wait.
+        if libc.fork() == 0:
+            self._layers.remove(packet.body["layer"])
+            os._exit(0)
+        self._reply({"op": "discarded", "layer": packet.body["layer"], "disk_bytes": used})
+
+    def _resize(self, packet: control.Packet) -> None:
+        try:
+            base.resize_scratch(packet.body["disk_bytes"])
+        except OSError as error:
+            self._reply({"op": "resized", "error": error.strerror, "used": self._layers.used_bytes()})
+        else:
+            self._reply({"op": "resized"})
+
+    def _watch(self, packet: control.Packet) -> None:
+        self._watched.add(packet.body["pid"])
+
+
+def _build_and_exit(channel: socket.socket, spec: Any, hostname: str) -> NoReturn:
+    """Build a container in this process, hand its namespaces to the kernel, exit."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        control.send(channel, {"op": "here"})
+        if control.receive(channel) is None:  # the kernel has put us into the cell's cgroup
+            os._exit(1)
+        fds = build.isolate(hostname)
+        build.make_root(spec)
+        control.send(channel, {"op": "built"}, tuple(fds))
+        control.receive(channel)  # until the kernel is done with us: it holds the namespaces then
+    except LaunchError as error:
+        control.send(channel, {"op": "failed", "step": error.step, "cause": error.cause})
+        os._exit(1)
+    except OSError:
+        os._exit(1)  # the kernel closed the channel: it wants no container any more
+    os._exit(0)

@@ -1,0 +1,66 @@
+"""The layers of a session: which cells' files are under the next cell, newest first.
+
+Cell N writes into its own upper folder, `/s/N`. Committed, that becomes a lower layer of every
+later cell; rolled back, it is removed and nothing else changes. A committed cell that wrote no
+file adds no layer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from sandbox_kernel.container import plan
+
+
+class Layers:
+    """The chain of committed layers, and the spec of the root that comes next."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._targets = tuple(path for path, _ in body["targets"] if path in set(body["bound"]))
+        self._mode = body["workspace_mode"] if body["workspace"] else "none"
+        self._root: tuple[int, ...] = ()
+        self._workspace: tuple[int, ...] = ()
+        masked = [name for name in plan.MASKED if os.path.lexists(f"/p/{name}")]
+        self._masked_folders = tuple(n for n in masked if os.path.isdir(f"/p/{n}"))
+        self._masked_files = tuple(n for n in masked if n not in self._masked_folders)
+        self._read_only = tuple(n for n in plan.READ_ONLY if os.path.lexists(f"/p/{n}"))
+
+    def next_root(self, layer: int) -> plan.RootSpec:
+        """Give what the root of cell `layer` is made of, as of now."""
+        return plan.RootSpec(
+            layer=layer,
+            root_layers=self._root,
+            workspace_layers=self._workspace,
+            binds=self._targets,
+            workspace_mode=self._mode,
+            masked_files=self._masked_files,
+            masked_folders=self._masked_folders,
+            read_only=self._read_only,
+        )
+
+    def commit(self, layer: int) -> bool:
+        """Put a cell's files on top; return whether it changed any."""
+        root, workspace = _has_entries(f"/s/{layer}/u"), _has_entries(f"/s/{layer}/x")
+        if root:
+            self._root = (layer, *self._root)
+        if workspace:
+            self._workspace = (layer, *self._workspace)
+        return root or workspace
+
+    def remove(self, layer: int) -> None:
+        """Remove a cell's files for good; what cannot be removed goes with the session."""
+        shutil.rmtree(f"/s/{layer}", ignore_errors=True)
+
+    def used_bytes(self) -> int:
+        """Give how much of the scratch file system is in use."""
+        info = os.statvfs("/s")
+        return (info.f_blocks - info.f_bfree) * info.f_frsize
+
+
+def _has_entries(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(True for _ in entries)
+
+

@@ -1,0 +1,139 @@
+"""The monitor: starts a session's init and, when that is gone, removes what is left on the host.
+
+Podman's users know its like as conmon. It is exec'ed by the kernel, stays outside of the
+session's cgroup and namespaces, and outlives both the kernel and init: whichever of them is
+killed, init ends (its control channel closes, or it was the one), the kernel of Linux kills
+everything in its PID namespace, and the monitor removes the cgroups. It then ends itself.
+
+The start message (`start_message` in `session.start` makes it) comes over the control channel.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from sandbox_kernel.container import base, control, init
+from sandbox_kernel.linux import libc
+
+ID_COUNT = 1024
+"""How many user ids a session has; 0, 1000 and 1001 are in use."""
+
+_NAMESPACES = (
+    libc.CLONE_NEWUSER
+    | libc.CLONE_NEWPID
+    | libc.CLONE_NEWNS
+    | libc.CLONE_NEWIPC
+    | libc.CLONE_NEWUTS
+    | libc.CLONE_NEWNET
+)
+
+
+def main(control_fd: int) -> NoReturn:
+    """Start init, wait for its end, clean up, exit."""
+    libc.set_name("sandbox-monitor")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the session's end is init's end, nothing else
+    sock = socket.socket(fileno=control_fd)
+    packet = control.receive(sock)
+    if packet is None:
+        sys.exit(0)
+    try:
+        pid = _start(sock, packet)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        control.send(
+            sock, {"op": "failed", "step": "set up the session", "cause": f"{error.strerror}{where}"}
+        )
+        _remove(packet.body["cgroups"])
+        sys.exit(1)
+    sock.close()
+    packet.close()
+    os.waitpid(pid, 0)
+    _remove(packet.body["cgroups"])
+    sys.exit(0)
+
+
+def _start(sock: socket.socket, packet: control.Packet) -> int:
+    body = packet.body
+    libc.unshare(libc.CLONE_NEWNS)
+    idmap_fd = _idmap(body["workspace_owner"], body["first_id"]) if body["idmap"] else -1
+    workspace = (body["workspace"], body["workspace_mode"] != "rw") if body["workspace"] else None
+    base.attach_host_side([tuple(bind) for bind in body["binds"]], workspace, idmap_fd)
+    if idmap_fd >= 0:
+        os.close(idmap_fd)
+    ready, go = os.pipe()
+    pid = libc.clone(_NAMESPACES)
+    if pid == 0:
+        os.close(go)
+        if os.read(ready, 1):
+            init.main(sock, packet)
+        os._exit(1)
+    os.close(ready)
+    try:
+        map_ids(pid, [(0, body["first_id"], ID_COUNT)])
+        for path in body["init_cgroups"]:
+            _write(f"{path}/cgroup.procs", str(pid))
+        os.write(go, b"g")
+    finally:
+        os.close(go)
+    return pid
+
+
+def _idmap(owner: int, first_id: int) -> int:
+    """Give a user namespace that shows files of `owner` on the host as the cell user's."""
+    ready, go = os.pipe()
+    pid = libc.clone(libc.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(go)
+        os.read(ready, 1)  # until the parent has taken the namespace, or died
+        os._exit(0)
+    os.close(ready)
+    try:
+        map_ids(pid, [(owner, first_id + 1000, 1)])
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(go)
+        os.waitpid(pid, 0)
+
+
+def map_ids(pid: int, ranges: list[tuple[int, int, int]]) -> None:
+    """Map user and group ids of a new user namespace: (inside, outside, count), one write each."""
+    text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges)
+    for name in ("uid_map", "gid_map"):
+        _write(f"/proc/{pid}/{name}", text)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(fd)
+
+
+def _remove(cgroups: list[str]) -> None:
+    """Remove the session's cgroups, children first; the kernel may have done it already."""
+    for top in cgroups:
+        for folder, _, _ in os.walk(top, topdown=False):
+            _rmdir(folder)
+
+
+def _rmdir(folder: str) -> None:
+    # A child of init that was reaped a moment ago may still count for its cgroup.
+    for _ in range(100):
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            return
+        except OSError:
+            signal.sigtimedwait((), 0.01)
+        else:
+            return
+
+

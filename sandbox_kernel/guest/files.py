@@ -1,0 +1,2 @@
+def reopen(keep=frozenset()):
+    return []

@@ -1,0 +1,187 @@
+"""The guest: an interpreter that is a head or a child, and the verbs the kernel uses on it.
+
+A head holds the committed state and runs nothing but `fork`. A child was forked from it, enters
+a container, runs one request, and is thrown away or parks and is the head from then on. It is
+the same process all along, so the same loop serves both.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from sandbox_kernel.guest import enter, files, streams, threads
+from sandbox_kernel.guest.link import Link, LinkClosed
+from sandbox_kernel.guest.wire import Frame, WireError
+from sandbox_kernel.linux import libc
+
+LINK_FD = 3
+
+
+def main(link_fd: int) -> NoReturn:
+    """Boot the first guest of a session and serve for ever."""
+    enter.drop_at_boot()
+    libc.set_name("python")
+    sys.argv = [""]
+    sys.path.insert(0, "")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=link_fd))
+    from sandbox_kernel.guest.shell import Requests, make_kernel
+
+    requests = Requests(make_kernel(link))
+    requests.warm()
+    gc.collect()
+    enter.park()
+    guest = Guest(link, requests)
+    link.send({"op": "parked", "threads": threads.quiesce()})
+    guest.serve()
+
+
+class Guest:
+    """One interpreter and its link."""
+
+    def __init__(self, link: Link, requests: Any) -> None:
+        self._link = link
+        self._requests = requests
+        self._children: dict[int, int] = {}
+        self._place = "/workspace"
+
+    def serve(self) -> NoReturn:
+        """Do what the kernel asks until it closes the link."""
+        while True:
+            try:
+                self._turn()
+            except (LinkClosed, WireError, OSError):
+                os._exit(0)
+
+    def _turn(self) -> None:
+        if self._children and not self._link.poll_frame():
+            self._wait_for_children()
+            return
+        frame = self._link.receive()
+        getattr(self, "_do_" + frame.op)(frame)
+
+    def _wait_for_children(self) -> None:
+        """Wait for a frame or the end of a child, whose exit status only its parent learns."""
+        poll = select.poll()
+        for fd in (self._link.fileno(), *self._children):
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll():
+            if fd in self._children:
+                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOWAIT)
+                info = os.waitid(os.P_PIDFD, fd, os.WEXITED)
+                number = self._children.pop(fd)
+                os.close(fd)
+                self._link.send(
+                    {"op": "exited", "id": number, "code": info.si_code, "status": info.si_status}
+                )
+
+    def _do_fork(self, frame: Frame) -> None:
+        """Fork a child that speaks over the descriptors that came along: link, stdout, stderr."""
+        fds = [self._link.fds.pop(0) for _ in range(3)]
+        self._place = _current_folder()
+        pid = libc.fork()
+        if pid == 0:
+            self._become_child(fds)
+            return
+        for fd in fds:
+            os.close(fd)
+        self._children[os.pidfd_open(pid)] = frame.body["id"]
+
+    def _become_child(self, fds: list[int]) -> None:
+        for pidfd in self._children:
+            os.close(pidfd)
+        self._children = {}
+        self._link.sock.detach()
+        for fd, number in zip(fds, (LINK_FD, 1, 2)):
+            enter.adopt(fd, number)
+        self._link.__init__(socket.socket(fileno=LINK_FD))  # type: ignore[misc]
+        streams.forget_current()
+        enter.new_group()
+        self._link.send({"op": "hello"})
+
+    def _do_enter(self, frame: Frame) -> None:
+        """Step into a container and get ready for one request."""
+        fds, self._link.fds = self._link.fds, []
+        enter.enter(fds)
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")  # whoever runs out of memory: the cell, never a head
+        notes = files.reopen(keep=frozenset((LINK_FD,)))
+        try:
+            os.chdir(self._place)
+        except OSError:
+            os.chdir("/")
+        self._requests.warm()
+        self._link.send({"op": "ready", "notes": notes})
+
+    def _do_execute(self, frame: Frame) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            reply = self._requests.execute(frame.body)
+        except KeyboardInterrupt:  # it came after the cell, before the reply: the cell is done
+            reply = {"status": "ok", "user_expressions": {}, "payload": []}
+        finally:
+            self._hold_interrupts()
+        self._done(reply)
+
+    def _do_comm(self, frame: Frame) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self._requests.comm(frame.body, frame.buffers)
+            reply = {"status": "ok"}
+        except KeyboardInterrupt:
+            reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
+        finally:
+            self._hold_interrupts()
+        self._done(reply)
+
+    def _do_ask(self, frame: Frame) -> None:
+        self._link.send({"op": "answer", "content": self._requests.ask(frame.body)})
+
+    def _done(self, reply: dict[str, Any]) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # replaced or closed by the user: nothing of ours is lost
+                continue
+        self._link.send(
+            {
+                "op": "done",
+                "reply": _plain(reply),
+                "comms": self._requests.comms(),
+                "threads": threads.quiesce(),
+            }
+        )
+
+    def _hold_interrupts(self) -> None:
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _do_park(self, frame: Frame) -> None:
+        """Become the head: out of the reach of the cells to come."""
+        enter.park()
+        self._link.send({"op": "parked", "threads": []})
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # removed under us
+        return "/workspace"
+
+
+def _plain(reply: dict[str, Any]) -> dict[str, Any]:
+    """Give a reply that is JSON, whatever a user's object put into it."""
+    from ipykernel.jsonutil import json_clean
+
+    try:
+        return dict(json_clean(reply))
+    except (TypeError, ValueError) as error:
+        return {"status": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": []}

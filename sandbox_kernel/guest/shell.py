@@ -1,0 +1,226 @@
+"""The IPython kernel inside a guest: ipykernel's own, without sockets.
+
+What it would send by ZeroMQ goes to the kernel over the link instead. The kernel stamps parent
+headers and decides what is published, so a guest can say only what, never to whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import selectors
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import ipykernel.debugger
+from ipykernel.ipkernel import IPythonKernel
+from jupyter_client.session import Session
+from traitlets.config import Config
+
+from sandbox_kernel.guest import streams
+from sandbox_kernel.guest.link import Link
+
+# Debugging is not offered, and the debugger of ipykernel starts threads: a guest must not.
+ipykernel.debugger._is_debugpy_available = False
+
+
+class LinkSession(Session):
+    """A jupyter_client session whose messages go over the link."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(key=b"")
+        self._link = link
+
+    def send(  # type: ignore[override]
+        self,
+        stream: Any,
+        msg_or_type: Any,
+        content: Any = None,
+        parent: Any = None,
+        ident: Any = None,
+        buffers: Any = None,
+        track: bool = False,
+        header: Any = None,
+        metadata: Any = None,
+    ) -> dict[str, Any]:
+        """Publish one message; replies have no socket here and are not sent."""
+        if isinstance(msg_or_type, str):
+            msg = self.msg(msg_or_type, content, parent, header, metadata)
+        else:
+            msg = msg_or_type
+            buffers = buffers or msg.get("buffers")
+        if stream is not None:
+            raw = tuple(bytes(memoryview(buffer).cast("B")) for buffer in buffers or ())
+            self._link.publish(
+                {
+                    "op": "message",
+                    "msg_type": msg["header"]["msg_type"],
+                    "content": msg["content"],
+                    "metadata": msg["metadata"],
+                },
+                raw,
+            )
+            streams.forget_current()
+        return dict(msg)
+
+
+class _Callbacks:
+    """As much of tornado's IOLoop as ipykernel needs to cancel an awaiting cell."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def add_callback(self, callback: Any, *args: Any) -> None:
+        """Run `callback` in the loop, from any thread or signal handler."""
+        self._loop.call_soon_threadsafe(callback, *args)
+
+
+class GuestKernel(IPythonKernel):
+    """ipykernel's IPython kernel, driven by frames."""
+
+    io_loop: Any = None
+
+    def _input_request(self, prompt: Any, ident: Any, parent: Any, password: bool = False) -> str:
+        link: Link = self.session._link
+        sys.stdout.flush()
+        sys.stderr.flush()
+        link.publish({"op": "input", "prompt": str(prompt), "password": bool(password)})
+        streams.forget_current()
+        frame = link.receive()
+        while frame.op != "input_reply":  # nothing else may come while a cell runs
+            frame = link.receive()
+        return str(frame.body.get("value", ""))
+
+    def _abort_queues(self, subshell_id: Any = None) -> None:
+        """Do nothing: requests queue on the kernel's side."""
+
+
+def make_kernel(link: Link) -> GuestKernel:
+    """Make the one kernel of this process, its event loop and its standard streams."""
+    loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+    asyncio.set_event_loop(loop)
+
+    def barrier() -> None:
+        link.publish({"op": "sync"})
+
+    sys.stdout = sys.__stdout__ = streams.OutputStream(1, "stdout", barrier)  # type: ignore[misc,assignment]
+    sys.stderr = sys.__stderr__ = streams.OutputStream(2, "stderr", barrier)  # type: ignore[misc,assignment]
+    log = logging.getLogger("sandbox_kernel.guest")
+    log.setLevel(logging.CRITICAL)
+    config = Config()
+    # Threads would make the head unforkable, and the history is the kernel's affair.
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.banner1 = ""
+    kernel = GuestKernel.instance(
+        config=config,
+        session=LinkSession(link),
+        iopub_socket=object(),
+        stdin_socket=object(),
+        shell_channel_thread=SimpleNamespace(parent_thread=threading.main_thread(), manager=None),
+        log=log,
+    )
+    kernel._execute_sleep = 0
+    kernel.io_loop = _Callbacks(loop)
+    return kernel
+
+
+class Requests:
+    """Answer the requests that the kernel passes on, on the main thread."""
+
+    def __init__(self, kernel: GuestKernel) -> None:
+        self.kernel = kernel
+        self._loop = asyncio.get_event_loop_policy().get_event_loop()
+        self._ours = self._hooks()
+
+    def execute(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Run a cell; give the reply's content."""
+        self._set_parent(body)
+        shell = self.kernel.shell
+        shell.execution_count = body["execution_count"]
+        return self._complete(
+            self.kernel.do_execute(
+                body["code"],
+                body["silent"],
+                body["store_history"],
+                body["user_expressions"],
+                body["allow_stdin"],
+                cell_id=body.get("cell_id"),
+            )
+        )
+
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Answer a completion or an inspection."""
+        content = body["content"]
+        if body["msg_type"] == "complete_request":
+            return self._complete(
+                self.kernel.do_complete(content["code"], content["cursor_pos"])
+            )
+        return self._complete(
+            self.kernel.do_inspect(
+                content["code"],
+                content["cursor_pos"],
+                content.get("detail_level", 0),
+                set(content.get("omit_sections", ())),
+            )
+        )
+
+    def comm(self, body: dict[str, Any], buffers: tuple[bytes, ...]) -> None:
+        """Hand a comm message to its handler."""
+        self._set_parent(body)
+        msg = {
+            "header": {"msg_type": body["msg_type"], "msg_id": "", "session": ""},
+            "parent_header": {},
+            "metadata": body.get("metadata", {}),
+            "content": body["content"],
+            "buffers": [memoryview(buffer) for buffer in buffers],
+        }
+        handler = self.kernel.shell_handlers[body["msg_type"]]
+        result = handler(None, b"", msg)
+        if inspect.isawaitable(result):
+            self._complete(result)
+
+    def comms(self) -> dict[str, str]:
+        """Give the target of each open comm."""
+        return {
+            str(comm_id): str(getattr(comm, "target_name", ""))
+            for comm_id, comm in self.kernel.comm_manager.comms.items()
+        }
+
+    def warm(self) -> None:
+        """Touch what an execution touches, so that its page faults lie behind us.
+
+        Only while no hook of the user could notice.
+        """
+        shell = self.kernel.shell
+        if self._hooks() != self._ours:
+            return
+        # `silent` leaves history, counter and output alone.
+        shell.run_cell("pass", store_history=False, silent=True)
+        shell._last_traceback = None
+
+    def _hooks(self) -> tuple[Any, ...]:
+        shell = self.kernel.shell
+        manager = shell.input_transformer_manager
+        return (
+            {name: len(callbacks) for name, callbacks in shell.events.callbacks.items()},
+            len(shell.ast_transformers),
+            len(manager.cleanup_transforms),
+            len(manager.line_transforms),
+            len(manager.token_transformers),
+            sys.gettrace(),
+            sys.getprofile(),
+        )
+
+    def _set_parent(self, body: dict[str, Any]) -> None:
+        header = body.get("parent") or {"msg_id": "", "session": ""}
+        self.kernel.set_parent([], {"header": header, "parent_header": {}}, "shell")
+
+    def _complete(self, result: Any) -> dict[str, Any]:
+        if inspect.isawaitable(result):
+            reply = self._loop.run_until_complete(result)
+        else:
+            reply = result
+        return dict(reply)

@@ -1,0 +1,387 @@
+"""One cgroup in every hierarchy in use: limit it, watch it, kill it, remove it.
+
+Made by `cgroup.CgroupTree.session` and `Cgroup.child` only. Out of scope: where groups may be
+made, and what this host offers (`cgroup`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+
+from sandbox_kernel.errors import ConfigError, HostError
+from sandbox_kernel.linux import cgroup_end, cgroup_v1, cgroup_v2
+from sandbox_kernel.linux.cgroup_files import CgroupFiles, keyed
+
+LIMITS = {"memory": "memory", "cpus": "cpu", "processes": "pids"}
+"""The controller behind each limit."""
+LIMIT_HINT = "run `sandbox-kernel doctor` to see what this host offers, or waive this limit"
+FREEZE_TIMEOUT_S = 2.0
+REMOVE_TIMEOUT_S = 5.0
+MIN_CPUS = 0.01
+_GONE = (errno.ENOENT, errno.ENODEV)
+"""A removed group: its directory has no files any more, and open ones read as no device."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
+
+
+@dataclass(frozen=True)
+class CgroupUsage:
+    """What a group used; None where the host does not count it, 0 for a missing controller.
+
+    `oom_kills` counts processes of this very group that the kernel killed for memory, whether
+    its own limit or one above was hit; `oom_events` how often its own limit was (v1 counts the
+    kills instead); `fork_denials` the forks that the process limit refused.
+    """
+
+    cpu_s: float
+    memory_bytes: int
+    peak_memory_bytes: int | None
+    peak_processes: int | None
+    oom_kills: int
+    oom_events: int
+    fork_denials: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """The directory of a group in one hierarchy; `fd` is owned by the `Cgroup`."""
+
+    path: str
+    fd: int
+    unified: bool
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which node does what, as indices; the same for a session and all groups below it."""
+
+    unified: int | None
+    memory: int | None
+    cpu: int | None
+    pids: int | None
+    cpuacct: int | None
+    freezer: int | None
+    v2_controllers: frozenset[str] = frozenset()
+    """The controllers that children need to be given by their parent in the v2 tree."""
+
+
+def checked_name(name: str) -> str:
+    """Return `name` if it can be a group's; raise ConfigError (no dot: files have one)."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be the name of a cgroup",
+            hint="use letters, digits, '-' and '_', at most 200",
+        )
+    return name
+
+
+class Cgroup:
+    """A cgroup of a session or of a cell; leaving its context kills what is inside.
+
+    Only leaves hold processes (a rule of v2, kept in every layout): a group that has children
+    refuses `add`, one that holds processes refuses `child`. OSError is translated to HostError.
+    """
+
+    def __init__(
+        self, files: CgroupFiles, name: str, nodes: tuple[Node, ...], roles: Roles, *, depth: int
+    ) -> None:
+        self.name = name
+        self._files = files
+        self._nodes = nodes
+        self._roles = roles
+        self._depth = depth
+        self._holds_processes = False
+        self._has_children = False
+        self._open = True
+
+    def __enter__(self) -> Cgroup:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Kill what is inside, remove the directories and close the fds."""
+        try:
+            self.kill()
+            self.remove()
+        finally:
+            self.close()
+
+    def __repr__(self) -> str:
+        """Show the name and where it is."""
+        return f"Cgroup({self.name!r}, {', '.join(self.paths)})"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The directories, for whoever has to remove them after this process' death."""
+        return tuple(node.path for node in self._nodes)
+
+    @property
+    def counts_cpu(self) -> bool:
+        """Tell whether `usage` knows the cpu time."""
+        return self._roles.cpuacct is not None
+
+    def close(self) -> None:
+        """Close the fds; the group itself stays."""
+        if self._open:
+            self._open = False
+            for node in self._nodes:
+                os.close(node.fd)
+
+    def child(self, name: str) -> Cgroup:
+        """Make a group inside, in every hierarchy in use; raise HostError if one refuses."""
+        checked_name(name)
+        if not self._has_children:
+            self._become_inner()
+        nodes: list[Node] = []
+        for node in self._nodes:
+            try:
+                fd = self._files.make_dir(name, dir_fd=node.fd)
+            except OSError as error:
+                self._undo(nodes)
+                hint = "choose another name" if error.errno == errno.EEXIST else LIMIT_HINT
+                raise self._failure(f"make group {name} in", node, error, hint) from error
+            nodes.append(Node(f"{node.path}/{name}", fd, node.unified))
+        return Cgroup(self._files, name, tuple(nodes), self._roles, depth=self._depth + 1)
+
+    def _undo(self, nodes: list[Node]) -> None:
+        """Remove the directories of a group that could not be made in every hierarchy."""
+        for node in nodes:
+            os.close(node.fd)
+            self._files.remove_dir(node.path)
+
+    def _become_inner(self) -> None:
+        """Prepare for children: give them the controllers, hold no process any more."""
+        if self._holds_processes and self.processes():
+            raise HostError(
+                f"cgroup {self.name} holds processes, so it cannot have groups inside",
+                hint="put processes into groups without children",
+            )
+        if self._roles.v2_controllers and self._roles.unified is not None:
+            node = self._nodes[self._roles.unified]
+            wanted = set(self._roles.v2_controllers)
+            for controller, error in cgroup_v2.enable(self._files, node.fd, wanted).items():
+                action = f"enable controller {controller} in"
+                raise self._failure(action, node, error, LIMIT_HINT) from error
+        self._has_children = True
+
+    def add(self, pid: int) -> None:
+        """Move a process with all its threads here; `pid` is as this process sees it.
+
+        Raises ProcessLookupError when there is no such process.
+        """
+        if self._has_children:
+            raise HostError(
+                f"cgroup {self.name} has groups inside, so it cannot hold process {pid}",
+                hint="add it to one of the groups inside",
+            )
+        self._holds_processes = True
+        text = str(pid)
+        for node in self._nodes:
+            try:
+                self._files.write(node.fd, "cgroup.procs", text)
+            except ProcessLookupError:
+                raise
+            except OSError as error:
+                raise self._failure(f"move process {pid} to", node, error, LIMIT_HINT) from error
+
+    def limit(
+        self,
+        *,
+        memory_bytes: int | None = None,
+        cpus: float | None = None,
+        processes: int | None = None,
+    ) -> None:
+        """Set the limits that are given; swap is always 0.
+
+        Raises ConfigError for a value that cannot be, HostError where it cannot be enforced.
+        """
+        if memory_bytes is not None:
+            node = self._limited("memory", memory_bytes, at_least=1)
+            try:
+                # Never on a session: a kill for the total would take the heads with the cell.
+                group = self._depth > 0
+                if node.unified:
+                    cgroup_v2.set_memory(self._files, node.fd, memory_bytes, oom_group=group)
+                else:
+                    cgroup_v1.set_memory(self._files, node.fd, memory_bytes)
+            except OSError as error:
+                action = f"limit memory to {memory_bytes} bytes in"
+                raise self._failure(action, node, error, LIMIT_HINT) from error
+        if cpus is not None:
+            node = self._limited("cpus", cpus, at_least=MIN_CPUS)
+            try:
+                self._driver(node).set_cpus(self._files, node.fd, cpus)
+            except OSError as error:
+                action = f"limit cpus to {cpus} in"
+                hint = "a group above may have a smaller share" if error.errno == 22 else LIMIT_HINT
+                raise self._failure(action, node, error, hint) from error
+        if processes is not None:
+            node = self._limited("processes", processes, at_least=1)
+            try:
+                self._files.write(node.fd, "pids.max", str(processes))
+            except OSError as error:
+                action = f"limit processes to {processes} in"
+                raise self._failure(action, node, error, LIMIT_HINT) from error
+
+    def _limited(self, limit: str, value: float, *, at_least: float) -> Node:
+        """Give the node where a limit is set, after a look at its value."""
+        if value < at_least:
+            raise ConfigError(f"limit {limit} is {value}", hint=f"give {at_least} or more")
+        index: int | None = getattr(self._roles, LIMITS[limit])
+        if index is None:
+            raise HostError(f"this host cannot limit {limit}", hint=LIMIT_HINT)
+        return self._nodes[index]
+
+    def _driver(self, node: Node) -> ModuleType:
+        """Give the functions that speak the files of the node's hierarchy."""
+        return cgroup_v2 if node.unified else cgroup_v1
+
+    def processes(self) -> list[int]:
+        """List the processes in the group and below; empty for a removed group.
+
+        0 stands for a process outside of the own PID namespace (v2 only; v1 leaves it out).
+        """
+        return self._processes_below(self._nodes[0].fd)
+
+    def _processes_below(self, fd: int) -> list[int]:
+        """List the processes of a directory and of those inside."""
+        try:
+            pids = cgroup_v2.members(self._files, fd)
+            names = self._files.subdirs(fd)
+        except OSError as error:
+            if error.errno in _GONE:
+                return []
+            raise
+        for name in names:
+            try:
+                sub_fd = self._files.open_dir(name, dir_fd=fd)
+            except FileNotFoundError:
+                continue
+            try:
+                pids += self._processes_below(sub_fd)
+            finally:
+                os.close(sub_fd)
+        return pids
+
+    def usage(self) -> CgroupUsage:
+        """Read the counters; raise HostError when the group is gone."""
+        files, nodes, roles = self._files, self._nodes, self._roles
+        memory: tuple[int, int | None, int, int] = (0, None, 0, 0)
+        cpu_s, peak_processes, denials = 0.0, None, 0
+        node = nodes[0]
+        try:
+            if roles.memory is not None:
+                node = nodes[roles.memory]
+                memory = (cgroup_v2 if node.unified else cgroup_v1).memory_usage(files, node.fd)
+            if roles.pids is not None:
+                node = nodes[roles.pids]
+                denials = keyed(files.read(node.fd, "pids.events"), "max")
+                peak = files.read_optional(node.fd, "pids.peak")  # since 6.1
+                peak_processes = None if peak is None else int(peak)
+            if roles.cpuacct is not None:
+                node = nodes[roles.cpuacct]
+                cpu_s = (cgroup_v2 if node.unified else cgroup_v1).cpu_s(files, node.fd)
+        except OSError as error:
+            raise self._failure("read the usage of", node, error, "was it removed?") from error
+        current, peak_bytes, kills, events = memory
+        return CgroupUsage(cpu_s, current, peak_bytes, peak_processes, kills, events, denials)
+
+    def kill(self) -> None:
+        """Send SIGKILL to everything inside and below; a removed group is fine.
+
+        Where there is cgroup.kill (a v2 tree, since 5.14) it returns at once, else when all died.
+        Raises HostError when something survives.
+        """
+        if self._roles.unified is not None:
+            try:
+                cgroup_v2.kill(self._files, self._nodes[self._roles.unified].fd)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise self._failure("kill", self._nodes[0], error, LIMIT_HINT) from error
+                # No such file: the kernel is older, or the group is gone, and so its members.
+            else:
+                return
+        cgroup_end.kill_members(self.name, self.processes, self._frozen_within, self.thaw)
+
+    def freeze(self) -> None:
+        """Stop everything inside; raise HostError if it does not stand still in time."""
+        if not self._frozen_within(FREEZE_TIMEOUT_S):
+            raise HostError(
+                f"cgroup {self.name} cannot be frozen within {FREEZE_TIMEOUT_S} s",
+                hint="a process hangs in the kernel, or the host has neither a v2 tree nor freezer",
+            )
+
+    def _frozen_within(self, timeout_s: float) -> bool:
+        """Freeze where the host can; tell whether everything stands still."""
+        if self._roles.freezer is None:
+            return False
+        node = self._nodes[self._roles.freezer]
+        try:
+            return bool(self._driver(node).freeze(self._files, node.fd, timeout_s))
+        except OSError as error:
+            if error.errno in _GONE:
+                return True
+            raise self._failure("freeze", node, error, LIMIT_HINT) from error
+
+    def thaw(self) -> None:
+        """Let everything inside go on; a removed group is fine."""
+        if self._roles.freezer is None:
+            return
+        node = self._nodes[self._roles.freezer]
+        try:
+            self._driver(node).thaw(self._files, node.fd)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise self._failure("thaw", node, error, LIMIT_HINT) from error
+
+    def empty_fd(self) -> int | None:
+        """Open cgroup.events of the v2 tree, None without one; the caller closes it.
+
+        Poll it for POLLPRI only (cgroup files are always readable), then `os.pread` it: that
+        arms it for the next change. Look at `populated` once after the call: what changed
+        before is no event.
+        """
+        if self._roles.unified is None:
+            return None
+        return cgroup_v2.open_events(self._files, self._nodes[self._roles.unified].fd)
+
+    def populated(self) -> bool:
+        """Tell whether a process is inside or below."""
+        if self._roles.unified is None:
+            return bool(self.processes())
+        try:
+            return cgroup_v2.populated(self._files, self._nodes[self._roles.unified].fd)
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+
+    def remove(self) -> None:
+        """Remove the directories in every hierarchy, those inside first.
+
+        Waits for processes that are just leaving. Raises HostError when one stays.
+        """
+        deadline_s = time.monotonic() + REMOVE_TIMEOUT_S
+        # The v2 directory is first in the list: it has an event for the last process that
+        # leaves, and who left it left the others too.
+        for node in self._nodes:
+            try:
+                cgroup_end.remove_dir(
+                    self._files, node.path, unified=node.unified, deadline_s=deadline_s
+                )
+            except OSError as error:
+                hint = f"processes {self.processes()} are inside: kill the group first"
+                raise self._failure("remove", node, error, hint) from error
+
+    def _failure(self, action: str, node: Node, error: OSError, hint: str) -> HostError:
+        """Word an OSError of the group."""
+        return HostError(f"cannot {action} cgroup {node.path}: {error.strerror}", hint=hint)

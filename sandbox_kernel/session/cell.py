@@ -1,0 +1,292 @@
+"""One execution in one container: pass its events on, hold its limits, tell how it ended.
+
+The verdict comes from what the host itself saw, in this order: a limit that this side enforced,
+the cgroup's own counters, the guest's word that it is done, the status it died with. An exit
+status alone is never a success: `os._exit(0)` proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox_kernel.errors import ProtocolError
+from sandbox_kernel.guest.wire import Frame
+from sandbox_kernel.linux.cgroup import Cgroup
+from sandbox_kernel.model import Event, InputRequest, Json, Limits, Message, Outcome
+from sandbox_kernel.session.guest import Guest
+
+PUBLISHABLE = frozenset(
+    (
+        "display_data",
+        "update_display_data",
+        "execute_result",
+        "clear_output",
+        "error",
+        "comm_open",
+        "comm_msg",
+        "comm_close",
+    )
+)
+_MAX_COMMS = 10_000
+CPU_CHECK_FLOOR_S = 0.02
+STATUS_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an execution ended."""
+
+    outcome: Outcome
+    committed: bool
+    reply: Json
+    traceback: tuple[str, ...] = ()
+    exit_code: int | None = None
+    signal: int | None = None
+    notes: tuple[str, ...] = ()
+    threads: tuple[str, ...] = ()
+    comms: tuple[tuple[str, str], ...] = ()
+
+
+class Cell:
+    """The run of one request in a guest that sits in its container."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        cgroup: Cgroup,
+        limits: Limits,
+        *,
+        grace_s: float,
+        sink: Callable[[Event], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._guest = guest
+        self._cgroup = cgroup
+        self._limits = limits
+        self._grace_s = grace_s
+        self._sink = sink
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._done: Json | None = None
+        self._stopping: Outcome | None = None
+        self._killed = False
+        self._traceback: tuple[str, ...] = ()
+        self._failure: ProtocolError | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._cpu_before_s = 0.0
+        self.wall_s = 0.0
+
+    async def run(self, body: Json, buffers: tuple[bytes, ...] = ()) -> Verdict:
+        """Send the request and see it through to its end; nothing of the cell is killed here."""
+        guest, started_s = self._guest, time.monotonic()
+        guest.output.start(self._sink, self._limits.output_bytes)
+        guest.link.handler = self._frame
+        guest.on_exit(self._exited)
+        self._cpu_before_s = self._cgroup.usage().cpu_s
+        try:
+            self._after(self._limits.wall_time_s, lambda: self.stop(Outcome.WALL_TIME))
+            self._check_cpu()
+            guest.link.send(body, buffers=buffers)
+            await self._ended
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+            guest.link.handler = None
+            self.wall_s = time.monotonic() - started_s
+        if self._done is None:
+            await self._await_status()
+        return self._judge()
+
+    def stop(self, reason: Outcome) -> None:
+        """Interrupt the cell; if it does not stop within the grace, kill it."""
+        if self._ended.done():
+            return
+        if self._stopping is None:
+            self._stopping = reason
+            self._after(self._grace_s, self._kill)
+        self._guest.interrupt()
+
+    def fail(self) -> None:
+        """End at once: the session is going down."""
+        self._end()
+
+    def _kill(self) -> None:
+        self._killed = True
+        self._cgroup.kill()
+
+    def _after(self, delay_s: float, act: Callable[[], None]) -> None:
+        self._timers.append(self._loop.call_later(delay_s, act))
+
+    def _check_cpu(self) -> None:
+        """Look again when the limit can be reached at the earliest, on all its CPUs at once."""
+        left_s = self._limits.cpu_time_s - (self._cgroup.usage().cpu_s - self._cpu_before_s)
+        if left_s <= 0:
+            self.stop(Outcome.CPU_TIME)
+            return
+        self._after(max(left_s / max(self._limits.cpus, 1.0), CPU_CHECK_FLOOR_S), self._check_cpu)
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _exited(self) -> None:
+        self._guest.link.read()  # its last words may still be in the socket
+        self._end()
+
+    async def _await_status(self) -> None:
+        """Give the guest's parent, who alone learns the status, a moment to report it."""
+        self._guest.output.drain()
+        if self._failure is not None or self._guest.status.done():
+            return
+        await asyncio.wait([self._guest.status], timeout=STATUS_WAIT_S)
+
+    def _frame(self, frame: Frame) -> None:
+        """Handle what a hostile guest says; raises ProtocolError, which ends it."""
+        if self._ended.done():
+            return
+        handlers = {
+            "message": self._message,
+            "sync": self._sync,
+            "input": self._input,
+            "done": self._finish,
+        }
+        try:
+            handler = handlers.get(frame.op)
+            if handler is None:
+                raise ProtocolError(f"a cell said {frame.op[:40]!r}, which is no verb of a cell")
+            self._guest.output.drain()
+            handler(frame)
+        except ProtocolError as error:
+            self._failure = error
+            self._end()
+            raise
+
+    def _acknowledge(self, frame: Frame) -> None:
+        number = frame.body.get("sync")
+        if type(number) is not int:
+            raise ProtocolError("a cell sent a message without its number")
+        self._guest.link.send({"op": "ack", "sync": number})
+
+    def _sync(self, frame: Frame) -> None:
+        self._acknowledge(frame)
+
+    def _message(self, frame: Frame) -> None:
+        body = frame.body
+        kind, content, metadata = body.get("msg_type"), body.get("content"), body.get("metadata")
+        if kind not in PUBLISHABLE:
+            raise ProtocolError(f"a cell may not publish {str(kind)[:40]!r}")
+        if not isinstance(content, dict) or not isinstance(metadata, dict):
+            raise ProtocolError(f"a cell sent a {kind} whose content is no object")
+        _check(str(kind), content)
+        if kind == "error" and self._stopping in (Outcome.WALL_TIME, Outcome.CPU_TIME):
+            self._traceback = tuple(str(line) for line in content["traceback"])
+        else:
+            message = Message(str(kind), content, metadata, frame.buffers)
+            size = len(str(content)) + sum(map(len, frame.buffers))
+            self._guest.output.admit(message, size)
+        self._acknowledge(frame)
+
+    def _input(self, frame: Frame) -> None:
+        prompt, password = frame.body.get("prompt"), frame.body.get("password")
+        if not isinstance(prompt, str) or not isinstance(password, bool):
+            raise ProtocolError("a cell sent an input request without a prompt")
+        self._sink(InputRequest(prompt, password))
+        self._acknowledge(frame)
+
+    def _finish(self, frame: Frame) -> None:
+        reply = frame.body.get("reply")
+        if not isinstance(reply, dict) or reply.get("status") not in ("ok", "error"):
+            raise ProtocolError("a cell is done without a reply")
+        if reply["status"] == "error":
+            _check("error", reply)
+        self._done = frame.body
+        self._end()
+
+    def _judge(self) -> Verdict:
+        cut = self._stopping in (Outcome.WALL_TIME, Outcome.CPU_TIME)
+        if self._cgroup.usage().oom_kills > 0:
+            return self._rolled_back(Outcome.MEMORY)
+        if cut:
+            assert self._stopping is not None
+            return self._rolled_back(self._stopping)
+        if self._failure is not None:
+            return self._rolled_back(Outcome.CRASHED, notes=(str(self._failure),))
+        if self._done is None:
+            return self._death()
+        reply = self._done["reply"]
+        outcome = Outcome.OK
+        if reply["status"] == "error":
+            interrupted = reply.get("ename") in ("KeyboardInterrupt", "CancelledError")
+            was_asked = self._stopping is Outcome.INTERRUPTED and interrupted
+            outcome = Outcome.INTERRUPTED if was_asked else Outcome.ERROR
+        return Verdict(
+            outcome,
+            committed=True,
+            reply=reply,
+            threads=_texts(self._done.get("threads")),
+            comms=_comms(self._done.get("comms")),
+        )
+
+    def _death(self) -> Verdict:
+        if self._stopping is Outcome.INTERRUPTED:
+            return self._rolled_back(Outcome.INTERRUPTED)
+        status = self._guest.status.result() if self._guest.status.done() else None
+        if status is None:
+            return self._rolled_back(Outcome.CRASHED)
+        code, number = status
+        if code == os.CLD_EXITED:
+            return self._rolled_back(Outcome.EXITED, exit_code=number)
+        return self._rolled_back(Outcome.CRASHED, signal_number=number)
+
+    def _rolled_back(
+        self,
+        outcome: Outcome,
+        *,
+        exit_code: int | None = None,
+        signal_number: int | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Verdict:
+        return Verdict(
+            outcome,
+            committed=False,
+            reply={},
+            traceback=self._traceback,
+            exit_code=exit_code,
+            signal=signal_number,
+            notes=notes,
+        )
+
+
+def _check(kind: str, content: dict[str, Any]) -> None:
+    """Check the fields that this side or a client relies on."""
+    if kind == "error":
+        trace = content.get("traceback")
+        texts = (content.get("ename"), content.get("evalue"))
+        if not all(isinstance(text, str) for text in texts) or not isinstance(trace, list):
+            raise ProtocolError("a cell sent an error without name, value and traceback")
+        content["traceback"] = [str(line) for line in trace]
+    elif kind in ("display_data", "update_display_data", "execute_result"):
+        if not isinstance(content.get("data"), dict) or not isinstance(
+            content.get("metadata"), dict
+        ):
+            raise ProtocolError(f"a cell sent a {kind} without data")
+    elif kind.startswith("comm_") and not isinstance(content.get("comm_id"), str):
+        raise ProtocolError(f"a cell sent a {kind} without a comm")
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ProtocolError("a cell is done without its list of threads")
+    return tuple(str(item)[:200] for item in value[:1000])
+
+
+def _comms(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or len(value) > _MAX_COMMS:
+        raise ProtocolError("a cell is done without its list of comms")
+    return tuple((str(name)[:200], str(target)[:1000]) for name, target in value.items())
+
+

@@ -1,0 +1,79 @@
+"""A guest's process as the session holds it: link, output, exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox_kernel.errors import ProtocolError
+from sandbox_kernel.session.link import GuestLink
+from sandbox_kernel.session.output import Output
+
+ExitStatus = tuple[int, int]
+"""(si_code, si_status) as waitid(2) gives them."""
+
+
+class Guest:
+    """One interpreter: the head, or a child in its container."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.link = GuestLink(sock)
+        self.output = Output()
+        self.status: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self._on_exit: Callable[[], None] = lambda: None
+
+    @property
+    def pid(self) -> int:
+        """The process as this side sees it; 0 before it has said anything."""
+        return self.link.pid
+
+    def identify(self) -> int:
+        """Hold on to the process that has just spoken; return its pid inside of the session.
+
+        Raises ProtocolError when it is gone already.
+        """
+        try:
+            self.link.open_pidfd(self._exited)
+            return pid_inside(self.pid)
+        except (OSError, ValueError) as error:
+            raise ProtocolError(f"a guest was gone before it could be held: {error}") from error
+
+    def on_exit(self, act: Callable[[], None]) -> None:
+        """Call `act` when the process has ended or closed its link."""
+        self._on_exit = act
+        self.link.on_closed = act
+
+    def _exited(self) -> None:
+        self._on_exit()
+
+    def set_status(self, code: int, status: int) -> None:
+        """Note the exit status that the parent has reported."""
+        if not self.status.done():
+            self.status.set_result((code, status))
+
+    def interrupt(self) -> None:
+        """Send SIGINT to the cell's process group, as a terminal would."""
+        # The leader is held by a pidfd that has not signalled its end, so the id is not reused.
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.killpg(self.pid, signal.SIGINT)
+            except ProcessLookupError:  # it has left its group
+                signal.pidfd_send_signal(self.link.pidfd, signal.SIGINT)
+
+    def close(self) -> None:
+        """Let go of everything on this side; the process itself is not touched."""
+        self.link.close()
+        self.output.close()
+
+
+def pid_inside(pid: int) -> int:
+    """Give the pid that a process has in the innermost PID namespace (proc(5), NSpid)."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    raise ValueError(f"no NSpid for process {pid}")

@@ -1,0 +1,179 @@
+"""The kernel's end of a guest's link: frames in and out, and the life of the guest's process.
+
+Everything that comes in is hostile: the decoder bounds it, and whoever handles a frame checks its
+fields. A frame that breaks the protocol ends the guest.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sandbox_kernel.errors import ProtocolError, SessionLost
+from sandbox_kernel.guest.wire import Decoder, Frame, WireError, encode
+
+_CREDENTIALS = struct.Struct("3i")
+_READ_BYTES = 1 << 20
+_READS_PER_TURN = 8
+"""How many reads one guest gets before the loop looks at others: a flood must not starve them."""
+
+
+class GuestLink:
+    """One guest process: its socket, its pid, and who gets its frames."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._sock = sock
+        self._decoder = Decoder()
+        self._inbox: deque[Frame] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._outbox: deque[memoryview] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._readable)
+        self.handler: Callable[[Frame], None] | None = None
+        self.on_closed: Callable[[], None] = lambda: None
+        self.failure: Exception | None = None
+        self.pid = 0
+        self.pidfd = -1
+
+    def close(self) -> None:
+        """Close the socket and the pidfd; the guest ends by itself when it reads."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+            self._sock.close()
+        if self.pidfd >= 0:
+            self._loop.remove_reader(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
+        self._fail(SessionLost("the guest's link was closed"))
+
+    def kill(self) -> None:
+        """Send SIGKILL to the guest's process alone."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def send(
+        self, body: dict[str, Any], fds: tuple[int, ...] = (), buffers: tuple[bytes, ...] = ()
+    ) -> None:
+        """Queue one frame; descriptors go with its first byte. A guest that is gone is no error."""
+        data = memoryview(encode(body, buffers))
+        if fds:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            with contextlib.suppress(OSError):
+                # Frames with descriptors are short, and sent to guests that wait for them.
+                data = data[self._sock.sendmsg([data], ancillary) :]
+        if data:
+            self._outbox.append(data)
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        while self._outbox:
+            try:
+                sent = self._sock.send(self._outbox[0])
+            except BlockingIOError:
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+                return
+            except OSError:
+                self._outbox.clear()
+                break
+            rest = self._outbox.popleft()[sent:]
+            if rest:
+                self._outbox.appendleft(rest)
+        self._loop.remove_writer(self._sock.fileno())
+
+    async def expect(self, op: str, *, timeout_s: float) -> Frame:
+        """Wait for the next frame, which must be `op`; raises ProtocolError or SessionLost."""
+        deadline_s = self._loop.time() + timeout_s
+        while not self._inbox:
+            if self.failure is not None:
+                raise self.failure
+            self._waiter = self._loop.create_future()
+            try:
+                await asyncio.wait_for(self._waiter, deadline_s - self._loop.time())
+            except TimeoutError:
+                raise ProtocolError(f"a guest gave no {op!r} within {timeout_s:g} s") from None
+            finally:
+                self._waiter = None
+        frame = self._inbox.popleft()
+        if frame.op != op:
+            raise ProtocolError(f"a guest said {frame.op[:40]!r} where {op!r} was due")
+        return frame
+
+    def _readable(self) -> None:
+        self.read()
+
+    def read(self) -> None:
+        """Take what is there now; frames go to the handler, or wait for `expect`."""
+        for _ in range(_READS_PER_TURN):
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    _READ_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except OSError:
+                data, ancillary = b"", []
+            self._learn_pid(ancillary)
+            if not data:
+                self._loop.remove_reader(self._sock.fileno())
+                self._fail(SessionLost("the guest is gone"))
+                self.on_closed()
+                return
+            if not self._feed(data):
+                return
+
+    def _feed(self, data: bytes) -> bool:
+        try:
+            for frame in self._decoder.feed(data):
+                if self.handler is not None:
+                    self.handler(frame)
+                else:
+                    self._inbox.append(frame)
+        except (WireError, ProtocolError) as error:
+            failure = error if isinstance(error, ProtocolError) else ProtocolError(str(error))
+            if self._sock.fileno() >= 0:
+                self._loop.remove_reader(self._sock.fileno())
+            self._fail(failure)
+            self.kill()
+            self.on_closed()
+            return False
+        self._wake()
+        return True
+
+    def _learn_pid(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Note who sends: Linux fills in the pid as this process sees it (unix(7))."""
+        if self.pid:
+            return
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                self.pid = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
+
+    def open_pidfd(self, on_exit: Callable[[], None]) -> None:
+        """Hold on to the process behind `pid`; `on_exit` is called when it has ended."""
+        self.pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self.pidfd, self._exited, on_exit)
+
+    def _exited(self, on_exit: Callable[[], None]) -> None:
+        self._loop.remove_reader(self.pidfd)
+        on_exit()
+
+    def _fail(self, failure: Exception) -> None:
+        self.failure = self.failure or failure
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

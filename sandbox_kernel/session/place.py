@@ -1,0 +1,118 @@
+"""Places for cells: a cgroup with limits and a container, built ahead and held by descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+
+from sandbox_kernel.container import control
+from sandbox_kernel.errors import HostError, LaunchError, SessionLost
+from sandbox_kernel.linux.cgroup import Cgroup
+from sandbox_kernel.session.supervisor import Supervisor
+
+BUILD_TIMEOUT_S = 30.0
+
+
+class Place:
+    """One container that nobody is in yet, or one cell is: cgroup, namespaces, layer."""
+
+    def __init__(self, layer: int, cgroup: Cgroup, namespaces: list[int]) -> None:
+        self.layer = layer
+        self.container_id = secrets.token_hex(6)
+        self.cgroup = cgroup
+        self._namespaces = namespaces
+
+    @property
+    def namespace_fds(self) -> tuple[int, ...]:
+        """The namespaces, in the order of `container.build.NAMESPACES`."""
+        return tuple(self._namespaces)
+
+    def release_namespaces(self) -> None:
+        """Let go of the namespaces; they live on as long as a process is in them."""
+        while self._namespaces:
+            os.close(self._namespaces.pop())
+
+    def close(self) -> None:
+        """Kill what is inside, let go of everything, remove the cgroup."""
+        self.release_namespaces()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.cgroup.close)
+            stack.callback(self.cgroup.remove)
+            self.cgroup.kill()
+
+
+class Builder:
+    """Have init build containers, one after the other, each with a new layer and cgroup."""
+
+    def __init__(self, supervisor: Supervisor, session_cgroup: Cgroup) -> None:
+        self._supervisor = supervisor
+        self._session_cgroup = session_cgroup
+        self._next_layer = 1
+
+    async def build(self) -> Place:
+        """Give a new place on the layers that are committed now; raises LaunchError."""
+        layer, self._next_layer = self._next_layer, self._next_layer + 1
+        cgroup = self._session_cgroup.child(f"cell-{layer}")
+        place = Place(layer, cgroup, [])
+        try:
+            place = Place(layer, cgroup, await self._construct(place, cgroup))
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(place.close))
+            raise
+        return place
+
+    async def _construct(self, place: Place, cgroup: Cgroup) -> list[int]:
+        ours, theirs = control.pair()
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                body = {"op": "build", "layer": place.layer, "hostname": place.container_id}
+                self._supervisor.send(body, (theirs.fileno(),))
+            packet = await _next(ours)
+            if packet.pid is None:
+                raise LaunchError("find the container's builder", "it has no pid")
+            # In the cell's cgroup before it makes the cgroup namespace, or the cell sees a path.
+            try:
+                cgroup.add(packet.pid)
+            except (ProcessLookupError, HostError) as error:
+                raise LaunchError("put the builder into its cgroup", str(error)) from error
+            control.send(ours, {"op": "go"})
+            packet = await _next(ours)
+            if packet.op == "failed":
+                raise LaunchError(str(packet.body.get("step")), str(packet.body.get("cause")))
+            return packet.fds
+
+
+async def _next(sock: socket.socket) -> control.Packet:
+    loop = asyncio.get_running_loop()
+    with _readable(loop, sock) as ready:
+        try:
+            await asyncio.wait_for(ready, BUILD_TIMEOUT_S)
+        except TimeoutError:
+            raise LaunchError("build a container", f"no end after {BUILD_TIMEOUT_S:g} s") from None
+    packet = control.receive(sock)
+    if packet is None:
+        raise SessionLost("the builder of a container died")
+    return packet
+
+
+@contextlib.contextmanager
+def _readable(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket
+) -> Iterator[asyncio.Future[None]]:
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def on_readable() -> None:
+        loop.remove_reader(sock.fileno())
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), on_readable)
+    try:
+        yield ready
+    finally:
+        loop.remove_reader(sock.fileno())

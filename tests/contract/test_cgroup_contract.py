@@ -1,0 +1,394 @@
+"""One suite for cgroups over this host, over this host without its v2 tree, and over fakes.
+
+What only a kernel can do (enforce, count, signal an event) runs over the real trees; everything
+is made below the own group of the test process, and must be gone afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox_kernel.errors import ConfigError, HostError
+from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
+from tests.fakes.cgroupfs import FakeHost
+
+MIB = 1024**2
+REAL = ("host", "host-v1")
+FAKE = ("fake-v2", "fake-v1", "fake-hybrid")
+Spawn = Callable[..., "subprocess.Popen[str]"]
+
+
+def real_tree(tmp_path: Path, *, hidden: str) -> CgroupTree:
+    """Read this host, as if file systems of type `hidden` were not mounted."""
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    kept = [line for line in mounts if f" - {hidden} " not in line]
+    (proc / "self/mountinfo").write_text("\n".join(kept))
+    (proc / "self/cgroup").write_text(Path("/proc/self/cgroup").read_text())
+    (proc / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    return CgroupTree.detect(proc=proc)
+
+
+@pytest.fixture
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> CgroupTree:
+    kind: str = request.param
+    if kind.startswith("fake-"):
+        host = FakeHost(tmp_path, kind.removeprefix("fake-"))
+        return CgroupTree.detect(proc=host.proc, root=host.root, files=host.files)
+    found = CgroupTree.detect() if kind == "host" else real_tree(tmp_path, hidden="cgroup2")
+    if found.layout == "none" or (missing := found.missing()):
+        pytest.skip(f"cgroups of this host: {found.layout}, {missing}")
+    return found
+
+
+@pytest.fixture
+def session(tree: CgroupTree) -> Iterator[Cgroup]:
+    with tree.session(session_name("contract")) as group:
+        paths = group.paths
+        yield group
+    assert not [path for path in paths if os.path.exists(path)]
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Start Python programs that wait for a line before they begin."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str = "") -> subprocess.Popen[str]:
+        argv = [sys.executable, "-I", "-S", "-c", f"input()\n{code}"]
+        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait()
+        with contextlib.suppress(BrokenPipeError):
+            child.__exit__(None, None, None)
+
+
+def go(child: subprocess.Popen[str]) -> str:
+    return child.communicate("\n", timeout=30)[0].strip()
+
+
+def begin(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def read(group: Cgroup, name: str) -> str:
+    """Read a file from whichever hierarchy has it."""
+    return next(f.read_text() for p in group.paths if (f := Path(p, name)).exists()).strip()
+
+
+everywhere = pytest.mark.parametrize("tree", REAL + FAKE, indirect=True)
+enforced = pytest.mark.parametrize("tree", REAL, indirect=True)
+
+
+@everywhere
+def test_nothing_is_missing(tree: CgroupTree) -> None:
+    assert tree.missing() == {}
+
+
+@everywhere
+def test_limits_can_be_read_back_after_lowering_and_raising(session: Cgroup) -> None:
+    with session.child("cell") as cell:
+        for size in (64 * MIB, 32 * MIB, 128 * MIB):
+            cell.limit(memory_bytes=size, cpus=0.5, processes=7)
+            unified = Path(cell.paths[0], "memory.max").exists()
+            names = ["memory.max"] if unified else ["memory.limit_in_bytes"]
+            if not unified and Path(cell.paths[0], "memory.memsw.limit_in_bytes").exists():
+                names.append("memory.memsw.limit_in_bytes")
+            assert {read(cell, name) for name in names} == {str(size)}
+            assert read(cell, "pids.max") == "7"
+            cpu = "cpu.max" if unified else "cpu.cfs_quota_us"
+            assert read(cell, cpu).split()[0] == "50000"
+
+
+@everywhere
+def test_only_the_given_limit_is_written(session: Cgroup) -> None:
+    with session.child("cell") as cell:
+        cell.limit(processes=7)
+        assert read(cell, "pids.max") == "7"
+        cell.limit(cpus=1)
+        assert read(cell, "pids.max") == "7"
+
+
+@everywhere
+@pytest.mark.parametrize("limit", [{"memory_bytes": 0}, {"cpus": 0.0}, {"processes": 0}])
+def test_impossible_value_is_named(session: Cgroup, limit: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="is 0"):
+        session.limit(**limit)
+
+
+@everywhere
+def test_add_lists_and_kill_empties(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn()
+    with session.child("cell") as cell:
+        assert not cell.populated()
+        cell.add(child.pid)
+        assert cell.processes() == [child.pid]
+        assert session.processes() == [child.pid]
+        assert cell.populated()
+        assert session.populated()
+        started_s = time.monotonic()
+        cell.kill()
+        assert child.wait(timeout=1) == -signal.SIGKILL
+        cell.remove()
+        assert time.monotonic() - started_s < 1
+        assert not any(map(os.path.exists, cell.paths))
+        assert not cell.populated()
+        assert cell.processes() == []
+
+
+@everywhere
+def test_killing_a_session_reaches_the_cells_and_removing_it_too(
+    session: Cgroup, spawn: Spawn
+) -> None:
+    children = [spawn(), spawn()]
+    cells = [session.child("one"), session.child("two")]
+    for cell, child in zip(cells, children, strict=True):
+        cell.add(child.pid)
+        cell.close()
+    session.kill()
+    assert [child.wait(timeout=1) for child in children] == [-signal.SIGKILL] * 2
+    session.remove()
+    assert not any(map(os.path.exists, cells[0].paths + session.paths))
+
+
+@everywhere
+def test_removing_twice_is_fine(session: Cgroup) -> None:
+    with session.child("cell") as cell:
+        cell.remove()
+        cell.remove()
+        cell.kill()
+        cell.thaw()
+
+
+@everywhere
+def test_only_leaves_hold_processes(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn()
+    with session.child("cell") as cell:
+        with pytest.raises(HostError, match="has groups inside"):
+            session.add(child.pid)
+        cell.add(child.pid)
+        with pytest.raises(HostError, match="holds processes"):
+            cell.child("inner")
+
+
+@everywhere
+def test_process_that_ended_is_not_added(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn()
+    go(child)
+    with session.child("cell") as cell, pytest.raises(ProcessLookupError):
+        cell.add(child.pid)
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["", "..", "a/b", "cgroup.procs", "-x", "a\0b", "memory.max"])
+def test_names_cannot_lead_elsewhere(session: Cgroup, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name"):
+        session.child(name)
+
+
+@everywhere
+def test_name_is_taken_once(session: Cgroup) -> None:
+    with session.child("cell") as cell:
+        with pytest.raises(HostError, match="exist"):
+            session.child("cell")
+        assert all(map(os.path.exists, cell.paths))
+
+
+@everywhere
+def test_no_fd_is_left(tree: CgroupTree) -> None:
+    tree.session(session_name("warm")).__exit__(None, None, None)
+    before = os.listdir("/proc/self/fd")
+    with tree.session(session_name("fds")) as group, group.child("cell") as cell:
+        cell.limit(memory_bytes=64 * MIB)
+        cell.usage()
+        tree.sweep()
+        tree.missing()
+    assert os.listdir("/proc/self/fd") == before
+
+
+@everywhere
+def test_freeze_and_thaw_are_written(session: Cgroup) -> None:
+    with session.child("cell") as cell:
+        cell.freeze()
+        cell.thaw()
+
+
+@everywhere
+def test_sweep_takes_the_dead_only(tree: CgroupTree, session: Cgroup, spawn: Spawn) -> None:
+    child = spawn()
+    dead = tree.session("sandbox-kernel-4194305-1-dead")  # beyond the highest pid there can be
+    reused = tree.session(f"sandbox-kernel-{os.getpid()}-1-reused")
+    other = tree.session("something-else")
+    with dead.child("cell") as cell:
+        cell.add(child.pid)
+        with other:
+            assert sorted(tree.sweep()) == sorted([dead.name, reused.name])
+            assert child.wait(timeout=1) == -signal.SIGKILL
+            assert not any(map(os.path.exists, dead.paths + reused.paths + cell.paths))
+            assert all(map(os.path.exists, session.paths + other.paths))
+    dead.close()
+    reused.close()
+
+
+@everywhere
+def test_usage_of_a_removed_group_is_an_error(session: Cgroup) -> None:
+    with session.child("cell") as cell:
+        cell.remove()
+        with pytest.raises(HostError, match="usage"):
+            cell.usage()
+
+
+@enforced
+def test_memory_hog_is_killed_and_counted(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn("x = bytearray(256 * 1024 ** 2)")
+    with session.child("cell") as cell:
+        cell.limit(memory_bytes=48 * MIB)
+        cell.add(child.pid)
+        go(child)
+        assert child.returncode == -signal.SIGKILL
+        usage = cell.usage()
+        assert usage.oom_kills == 1
+        assert usage.oom_events >= 1
+        assert usage.peak_memory_bytes is not None
+        assert 40 * MIB < usage.peak_memory_bytes <= 48 * MIB
+
+
+@enforced
+def test_limit_of_the_session_kills_in_the_cell(session: Cgroup, spawn: Spawn) -> None:
+    """The kill is counted where the victim was, whichever limit was hit."""
+    child, idle = spawn("x = bytearray(256 * 1024 ** 2)"), spawn()
+    session.limit(memory_bytes=64 * MIB)
+    with session.child("head") as head, session.child("cell") as cell:
+        head.add(idle.pid)
+        cell.add(child.pid)
+        go(child)
+        assert child.returncode == -signal.SIGKILL
+        assert cell.usage().oom_kills == 1
+        assert head.usage().oom_kills == 0
+        assert idle.poll() is None
+
+
+@enforced
+def test_fork_beyond_the_limit_is_denied_and_counted(session: Cgroup, spawn: Spawn) -> None:
+    code = """
+import os, signal
+pids = []
+try:
+    while len(pids) < 50:
+        pid = os.fork()
+        if not pid:
+            signal.pause()
+        pids.append(pid)
+except OSError as error:
+    print(error.errno, len(pids))
+for pid in pids:
+    os.kill(pid, 9)
+"""
+    child = spawn(code)
+    with session.child("cell") as cell:
+        cell.limit(processes=5)
+        cell.add(child.pid)
+        assert go(child) == f"{errno.EAGAIN} 4"
+        usage = cell.usage()
+        assert usage.fork_denials == 1
+        assert usage.peak_processes in (None, 5)
+
+
+@enforced
+def test_cpu_time_is_counted_and_limited(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn("import time\nwhile time.process_time() < 0.3: pass")
+    with session.child("cell") as cell:
+        cell.limit(cpus=0.5)
+        cell.add(child.pid)
+        started_s = time.monotonic()
+        go(child)
+        assert 0.2 < cell.usage().cpu_s < 0.6
+        assert time.monotonic() - started_s > 0.4
+
+
+@enforced
+def test_fork_bomb_is_dead_within_a_second(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass")
+    with session.child("cell") as cell:
+        cell.limit(processes=40, cpus=0.5)
+        cell.add(child.pid)
+        begin(child)
+        deadline_s = time.monotonic() + 10
+        while len(cell.processes()) < 40 and time.monotonic() < deadline_s:
+            pass
+        started_s = time.monotonic()
+        cell.kill()
+        child.wait(timeout=5)
+        cell.remove()
+        assert time.monotonic() - started_s < 1
+
+
+@enforced
+def test_frozen_processes_stand_still_and_can_be_killed(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn("while True: pass")
+    with session.child("cell") as cell:
+        cell.add(child.pid)
+        begin(child)
+        cell.freeze()
+        before = cell.usage().cpu_s
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=0.1)
+        assert cell.usage().cpu_s == before
+        cell.thaw()
+        cell.freeze()
+        cell.kill()
+        cell.thaw()
+        assert child.wait(timeout=1) == -signal.SIGKILL
+
+
+@enforced
+def test_last_process_that_leaves_is_an_event(
+    tree: CgroupTree, session: Cgroup, spawn: Spawn
+) -> None:
+    child = spawn()
+    with session.child("cell") as cell:
+        cell.add(child.pid)
+        events_fd = cell.empty_fd()
+        if events_fd is None:
+            assert tree.layout == "v1"
+            return
+        try:
+            poll = select.poll()
+            poll.register(events_fd, select.POLLPRI)
+            assert poll.poll(0) == []
+            go(child)
+            assert poll.poll(5000)
+            assert not cell.populated()
+        finally:
+            os.close(events_fd)
+
+
+@enforced
+def test_group_in_use_is_not_removed(
+    session: Cgroup, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox_kernel.linux.cgroup_group.REMOVE_TIMEOUT_S", 0.1)
+    child = spawn()
+    with session.child("cell") as cell:
+        cell.add(child.pid)
+        with pytest.raises(HostError, match=str(child.pid)):
+            cell.remove()
