@@ -19,6 +19,7 @@ from traitlets.config import Application, Config
 
 from sandbox_kernel.config import SandboxConfig, freeze
 from sandbox_kernel.errors import ConfigError, SandboxError
+from sandbox_kernel.image.host import resolve
 from sandbox_kernel.kernel.lazy import defer
 from sandbox_kernel.model import SessionSpec
 
@@ -92,11 +93,10 @@ class SpecReader:
     def read(self) -> SessionSpec:
         """Read arguments and files and check all values; raises ConfigError or ImageError."""
         settings = freeze(read_settings(self._arguments))
-        from sandbox_kernel.image.host import host_image  # noqa: PLC0415 - FIXME seam
-
+        image = resolve(settings.image)
         return SessionSpec(
             session_id=uuid.uuid4().hex[:12],
-            image=host_image(),
+            image=image,
             workspace=str(Path.cwd()) if settings.workspace_mode != "none" else "",
             workspace_mode=settings.workspace_mode,
             ceiling=settings.limits,

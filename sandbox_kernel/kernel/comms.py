@@ -47,9 +47,7 @@ async def relay(session: Engine, spec: SessionSpec, msg: Json, publisher: Publis
         _close(publisher, content, f"{type(error).__name__}: {error}")
         return
     # Which cell's limits a handler had is of no interest here, only that it broke one.
-    killed = error_of(
-        replace(result, traceback=()), ceiling=spec.ceiling, grace_s=spec.grace_s
-    )
+    killed = error_of(replace(result, traceback=()), ceiling=spec.ceiling, grace_s=spec.grace_s)
     for note in result.notes:
         publisher.text("stderr", note.rstrip("\n") + "\n")
     if killed is None:

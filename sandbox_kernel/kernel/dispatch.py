@@ -17,6 +17,8 @@ from ipykernel.kernelbase import Kernel
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from jupyter_client.session import Session
+
     from sandbox_kernel.model import Json
 
 T = TypeVar("T")
@@ -28,6 +30,7 @@ class OrderedKernel(Kernel):
     # The order of messages comes from flushes here, so there is no need to wait for luck.
     _execute_sleep = 0.0
 
+    session: Session
     # In the base class a trait of an IPython class, which would have to be loaded for it.
     profile_dir = None
 
@@ -40,7 +43,7 @@ class OrderedKernel(Kernel):
     def start(self) -> None:
         """Take messages; to be called in the thread whose loop will run."""
         super().start()
-        self.main_loop = self.io_loop.asyncio_loop
+        self.main_loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
         if self.shell_stream is not None:
             self.shell_stream.on_recv(self._arrived, copy=False)
 
@@ -121,10 +124,9 @@ class OrderedKernel(Kernel):
         self._refuse_subshell(socket, ident, parent)
 
     def _refuse_subshell(self, socket: Any, ident: Any, parent: Json) -> None:
-        if self.session is not None:
-            reply_type = parent["header"]["msg_type"].replace("_request", "_reply")
-            content = _refusal("this kernel has no subshells")
-            self.session.send(socket, reply_type, content, parent, ident)
+        reply_type = parent["header"]["msg_type"].replace("_request", "_reply")
+        content = _refusal("this kernel has no subshells")
+        self.session.send(socket, reply_type, content, parent, ident)
 
 
 def _refusal(reason: str) -> Json:

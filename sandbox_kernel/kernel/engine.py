@@ -37,9 +37,11 @@ class Engine(Protocol):
         """Start init and the guest, and return at once."""
         ...
 
-    async def execute(
-        self, execution: Execution, limits: Limits, sink: Sink
-    ) -> CellResult:
+    async def ready(self) -> None:
+        """Wait until the session has come up; raises SandboxError if it never will."""
+        ...
+
+    async def execute(self, execution: Execution, limits: Limits, sink: Sink) -> CellResult:
         """Run one cell in a fresh container; every event has been given when it returns."""
         ...
 

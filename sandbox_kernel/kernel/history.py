@@ -63,9 +63,7 @@ class History:
         """Give the last `count` cells, oldest first; all where `count` is None."""
         return [view.row(line) for line in _last(self._lines, count)]
 
-    def range(
-        self, session: int, start: int | None, stop: int | None, view: View
-    ) -> list[Row]:
+    def range(self, session: int, start: int | None, stop: int | None, view: View) -> list[Row]:
         """Give the cells `start` up to, not with, `stop`; negative numbers count from the end.
 
         Session 0 is the current one; of any other there is nothing.
@@ -75,7 +73,7 @@ class History:
         after_last = self._lines[-1].number + 1 if self._lines else 1
         first = 1 if start is None else start
         first = first + after_last if first < 0 else first
-        end = after_last if not stop else stop
+        end = stop or after_last
         end = end + after_last if end < 0 else end
         return [view.row(line) for line in self._lines if first <= line.number < end]
 
@@ -87,9 +85,7 @@ class History:
         With `unique` only the latest of equal sources counts.
         """
         glob = pattern.replace("[^", "[!")
-        found = [
-            line for line in self._lines if fnmatch.fnmatchcase(view.source(line), glob)
-        ]
+        found = [line for line in self._lines if fnmatch.fnmatchcase(view.source(line), glob)]
         if unique:
             latest = {view.source(line): line.number for line in found}
             found = [line for line in found if latest[view.source(line)] == line.number]

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import zmq
 from ipykernel.control import ControlThread
@@ -58,9 +58,9 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
 
     name = "jupyter-sandbox-kernel"
     description = "A Python kernel that runs every cell in a fresh container."
-    classes = [SandboxConfig, Session]  # noqa: RUF012 - traitlets reads it from the class
+    classes = [SandboxConfig, Session]
     aliases = ALIASES
-    flags = {  # noqa: RUF012
+    flags = {
         **session_flags,
         "debug": ({"Application": {"log_level": logging.DEBUG}}, "Log everything."),
     }
@@ -75,6 +75,12 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
         int(os.environ.get("JPY_PARENT_PID") or 0),
         help="The process whose death ends this one; 0 for none.",
     ).tag(config=True)
+
+    def _ip_default(self) -> str:
+        # The mixin's default asks every interface of the host, even if the file names one.
+        if self.transport == "tcp":
+            return "127.0.0.1"
+        return f"{Path(self.connection_file).with_suffix('')}-ipc"
 
     def _connection_dir_default(self) -> str:
         return jupyter_runtime_dir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
@@ -28,6 +29,8 @@ from sandbox_kernel.model import Event, Execution, InputRequest, Json, Usage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sandbox_kernel.kernel.engine import Engine
+    from sandbox_kernel.kernel.publish import Buffers
     from sandbox_kernel.kernel.report import CellError
 
 CLOSE_WITHIN_S = 2.0
@@ -54,6 +57,19 @@ class SandboxKernel(OrderedKernel):
         self._figures: Json | None = None
         for msg_type in COMM_TYPES:
             self.shell_handlers[msg_type] = self.comm_request
+
+    def start(self) -> None:
+        """Take messages, and let the session that was begun come up meanwhile."""
+        super().start()
+        if self.sessions.session is not None:
+            self._spawn(self._await_ready(self.sessions.session))
+
+    async def _await_ready(self, session: Engine) -> None:
+        try:
+            await session.ready()
+        except SandboxError as error:
+            # The first cell meets the same error, and tells it where the user looks.
+            self.log.info("the session is not ready: %s", error)
 
     # What a client asks about the kernel.
 
@@ -94,11 +110,12 @@ class SandboxKernel(OrderedKernel):
         user_expressions: Json | None = None,
         allow_stdin: bool = False,  # noqa: FBT001, FBT002
         *,
-        cell_meta: Json | None = None,  # noqa: ARG002
+        cell_meta: Json | None = None,
         cell_id: str | None = None,
     ) -> Json:
         """Run one cell and give the content of its reply."""
         count = self._next_count
+        parent = self.get_parent("shell")
         # IPython neither numbers nor keeps an empty cell.
         stored = bool(store_history) and not silent and bool(code.strip())
         line = self._history.append(count, code) if stored else None
@@ -111,14 +128,15 @@ class SandboxKernel(OrderedKernel):
             allow_stdin=bool(allow_stdin),
             execution_count=count,
             cell_id=cell_id,
+            parent=_header(parent),
         )
-        publisher = self._publisher(self.get_parent("shell"))
+        publisher = self._publisher(parent)
         reply = await self._answer(execution, publisher)
         publisher.flush()
         if line is not None:
             line.output = publisher.result_text
         reply["execution_count"] = self._next_count - 1
-        return encodable(reply)
+        return _sendable(reply)
 
     async def _answer(self, execution: Execution, publisher: Publisher) -> Json:
         try:
@@ -130,7 +148,7 @@ class SandboxKernel(OrderedKernel):
         except SandboxError as error:
             remark = self.sessions.fail(error)
             return _fail(publisher, report.error_from(error, remark=remark))
-        except Exception as error:  # noqa: BLE001 - without a reply the client waits for ever
+        except Exception as error:  # without a reply the client would wait for ever
             self.log.exception("the kernel failed to run a cell")
             text = f"the kernel itself failed: {type(error).__name__}: {error}"
             return _fail(publisher, report.error_from(SandboxError(text)))
@@ -175,7 +193,7 @@ class SandboxKernel(OrderedKernel):
         """Give what publishes the outputs of one request, under its own parent for ever."""
 
         def send(
-            msg_type: str, content: Json, metadata: Json | None, buffers: list[bytes] | None
+            msg_type: str, content: Json, metadata: Json | None, buffers: Buffers | None
         ) -> None:
             self.session.send(
                 self.iopub_socket,
@@ -218,7 +236,7 @@ class SandboxKernel(OrderedKernel):
         if session is None:
             return {}
         try:
-            return encodable(await session.ask(msg_type, content))
+            return _sendable(await session.ask(msg_type, content))
         except SandboxError as error:
             self.log.info("%s was not answered: %s", msg_type, error)
             return {}
@@ -250,7 +268,7 @@ class SandboxKernel(OrderedKernel):
             rows = self._history.search(pattern or "*", n, view, unique=bool(unique))
         else:
             rows = []
-        return encodable({"status": "ok", "history": rows})
+        return _sendable({"status": "ok", "history": rows})
 
     # Comms.
 
@@ -305,6 +323,19 @@ class SandboxKernel(OrderedKernel):
             self.log.warning("the session was killed at shutdown: %r", error)
         finally:
             self.sessions.kill()
+
+
+def _sendable(content: Json) -> Json:
+    cleaned: Json = encodable(content)
+    return cleaned
+
+
+def _header(parent: Json) -> Json:
+    """Give the header of a request as JSON: its date was parsed on arrival."""
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else value
+        for key, value in parent.get("header", {}).items()
+    }
 
 
 def _fail(publisher: Publisher, error: CellError) -> Json:

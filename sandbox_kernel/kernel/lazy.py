@@ -31,7 +31,7 @@ def defer(package: str, names: Mapping[str, str] | None = None) -> None:
     module = importlib.util.module_from_spec(spec)
     homes = dict(names or {})
 
-    def find(name: str) -> Any:  # noqa: ANN401 - whatever the package calls so
+    def find(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if name in homes:

@@ -7,7 +7,7 @@ touches the socket must look at EVENTS afterwards, or a reply that came meanwhil
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -29,7 +29,7 @@ class Prompter:
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        socket: Any,
         session: Session,
         loop: asyncio.AbstractEventLoop,
         answer: Callable[[str], None],
@@ -40,7 +40,7 @@ class Prompter:
         self._answer = answer
         self._waiting = False
 
-    def ask(self, request: InputRequest, *, parent: Json, ident: list[bytes]) -> None:
+    def ask(self, request: InputRequest, *, parent: Json, ident: Any) -> None:
         """Send the question to the client that sent `parent`; a new one replaces the last."""
         self._forget_stale()
         content = encodable({"prompt": request.prompt, "password": request.password})
@@ -57,11 +57,14 @@ class Prompter:
             self._loop.remove_reader(self._socket.fileno())
 
     def _forget_stale(self) -> None:
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        while self._has_message():
             self._socket.recv_multipart(zmq.NOBLOCK)
 
+    def _has_message(self) -> bool:
+        return bool(self._socket.get(zmq.EVENTS) & zmq.POLLIN)
+
     def _read(self) -> None:
-        while self._waiting and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        while self._waiting and self._has_message():
             try:
                 _, reply = self._session.recv(self._socket, zmq.NOBLOCK)
             except ValueError as error:  # a bad signature or no message at all

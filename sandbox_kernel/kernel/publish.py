@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from sandbox_kernel.kernel.report import CellError
 
-    Send = Callable[[str, Json, Json | None, list[bytes] | None], None]
+    Buffers = list[bytes | memoryview[int]]
+    Send = Callable[[str, Json, Json | None, Buffers | None], None]
     """Send a message on iopub: type, content, metadata, buffers."""
 
 FLUSH_EVERY_S = 0.05
@@ -31,9 +32,7 @@ _log = logging.getLogger(__name__)
 class StreamMerger:
     """Merge pieces of text into stream messages; `write` sends one of them."""
 
-    def __init__(
-        self, write: Callable[[str, str], None], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, write: Callable[[str, str], None], loop: asyncio.AbstractEventLoop) -> None:
         self._write = write
         self._loop = loop
         self._name = ""
@@ -141,7 +140,7 @@ class Publisher:
         self._safe_send("stream", {"name": name, "text": text}, None, None)
 
     def _safe_send(
-        self, msg_type: str, content: Json, metadata: Json | None, buffers: list[bytes] | None
+        self, msg_type: str, content: Json, metadata: Json | None, buffers: Buffers | None
     ) -> None:
         try:
             self._send(msg_type, content, metadata, buffers)
@@ -180,7 +179,7 @@ def checked(message: Message) -> Json | None:
     return content
 
 
-def encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value in, the same kind out
+def encodable(value: Any) -> Any:
     """Give the value as it is if it can be sent as UTF-8 JSON, else a copy that can."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -189,7 +188,7 @@ def encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value in, the same 
     return value
 
 
-def _cleaned(value: Any, depth: int) -> Any:  # noqa: ANN401
+def _cleaned(value: Any, depth: int) -> Any:
     if depth > 100:
         return "..."
     if isinstance(value, str):

@@ -15,7 +15,7 @@ LINGER_MS = 1000
 """How long a closing socket waits for its last messages to leave."""
 
 
-def bind(app: ConnectionFileMixin, context: zmq.Context[Any], channel: str, kind: int) -> Any:  # noqa: ANN401
+def bind(app: ConnectionFileMixin, context: zmq.Context[Any], channel: str, kind: int) -> Any:
     """Give a bound socket of one channel; a port of 0 in `app` becomes the one that was free."""
     socket = context.socket(kind)
     socket.linger = LINGER_MS

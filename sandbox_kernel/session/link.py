@@ -38,7 +38,7 @@ class GuestLink:
         self._waiter: asyncio.Future[None] | None = None
         self._outbox: deque[memoryview] = deque()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self._loop.add_reader(sock.fileno(), self.read)
         self.handler: Callable[[Frame], None] | None = None
         self.on_closed: Callable[[], None] = lambda: None
         self.failure: Exception | None = None
@@ -112,11 +112,10 @@ class GuestLink:
             raise ProtocolError(f"a guest said {frame.op[:40]!r} where {op!r} was due")
         return frame
 
-    def _readable(self) -> None:
-        self.read()
-
     def read(self) -> None:
         """Take what is there now; frames go to the handler, or wait for `expect`."""
+        if self.failure is not None:
+            return
         for _ in range(_READS_PER_TURN):
             try:
                 data, ancillary, _, _ = self._sock.recvmsg(
@@ -128,9 +127,7 @@ class GuestLink:
                 data, ancillary = b"", []
             self._learn_pid(ancillary)
             if not data:
-                self._loop.remove_reader(self._sock.fileno())
-                self._fail(SessionLost("the guest is gone"))
-                self.on_closed()
+                self._end(SessionLost("the guest is gone"))
                 return
             if not self._feed(data):
                 return
@@ -144,11 +141,8 @@ class GuestLink:
                     self._inbox.append(frame)
         except (WireError, ProtocolError) as error:
             failure = error if isinstance(error, ProtocolError) else ProtocolError(str(error))
-            if self._sock.fileno() >= 0:
-                self._loop.remove_reader(self._sock.fileno())
-            self._fail(failure)
             self.kill()
-            self.on_closed()
+            self._end(failure)
             return False
         self._wake()
         return True
@@ -169,6 +163,14 @@ class GuestLink:
     def _exited(self, on_exit: Callable[[], None]) -> None:
         self._loop.remove_reader(self.pidfd)
         on_exit()
+
+    def _end(self, failure: Exception) -> None:
+        """Read no more, once; what is in the inbox can still be taken."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+        if self.failure is None:
+            self._fail(failure)
+            self.on_closed()
 
     def _fail(self, failure: Exception) -> None:
         self.failure = self.failure or failure

@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kernel", default="sandbox-python", help="the kernel under test")
     parser.add_argument("--stock", default="python3", help="the kernel to compare with")
     parser.add_argument("-n", "--executions", type=_count, default=200, help="of each cell measure")
-    parser.add_argument("--starts", type=_count, default=12, help="of each kernel")
+    parser.add_argument("--starts", type=_count, default=20, help="of each kernel")
     parser.add_argument("--warm-up", type=_count, default=20, help="executions before that")
     parser.add_argument("--quick", action="store_true", help="a run of about a minute")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="PATH")
@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     if options.quick:
-        options.executions, options.starts, options.warm_up = 40, 3, 10
+        options.executions, options.starts, options.warm_up = 40, 4, 10
     return options
 
 

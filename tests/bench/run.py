@@ -67,7 +67,7 @@ class Settings:
     @property
     def floods(self) -> int:
         """How often the long measures, stdout and interrupt, are taken."""
-        return max(3, self.executions // 20)
+        return max(4, self.executions // 10)
 
     def choice(self, side: str) -> KernelChoice:
         """Give the kernel of a side."""

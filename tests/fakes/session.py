@@ -82,6 +82,10 @@ class FakeSession:
         """Note it."""
         self.log.append(("begin", self.spec.session_id))
 
+    async def ready(self) -> None:
+        """Be ready at once."""
+        self.log.append(("ready", None))
+
     async def execute(self, execution: Execution, limits: Limits, sink: Sink) -> CellResult:
         """Run the lines of the cell as verbs; see `_VERBS`."""
         self.log.append(("execute", execution))
