@@ -60,16 +60,14 @@ class CellReport:
             duration(figures.get("cpu_s")),
             size(figures.get("peak_memory_bytes")),
         )
-        return (*map(Text, words), self.ending())
+        return (*map(Text, words), *self.ending())
 
-    def ending(self) -> Text:
-        """Say how the cell ended, and what became of its state if that was undone."""
-        text = Text(self.outcome, style=COMMITTED_STYLES.get(self.outcome, "red"))
-        if self.ename:
-            text.append(f"  {self.ename}")
-        if self.figures.get("committed") is False:
-            text.append("  rolled back", style="dim")
-        return text
+    def ending(self) -> tuple[Text, ...]:
+        """Say how the cell ended, by which error, and what became of its state."""
+        style = COMMITTED_STYLES.get(self.outcome, "red")
+        committed = self.figures.get("committed")
+        state = "-" if committed is None else "kept" if committed else "rolled back"
+        return Text(self.outcome, style), Text(self.ename, style), Text(state, "dim")
 
 
 def duration(seconds: object) -> str:
@@ -87,8 +85,9 @@ def size(size_bytes: object) -> str:
 
 
 def first_line(source: str) -> str:
-    """Give the line of a cell that says most: its first one that is not blank."""
-    return next((line.strip() for line in source.splitlines() if line.strip()), "")
+    """Give the first line of a cell that is not blank; after a cell magic, the next one too."""
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    return "  ".join(lines[: 2 if source.startswith("%%") else 1])
 
 
 def report_of(cell: NotebookNode, reply: dict[str, Any], *, number: int) -> CellReport:
@@ -163,8 +162,8 @@ def execute_visibly(
 
         def told(report: CellReport) -> None:
             reports.append(report)
-            line = Text(f"{report.number:3}/{total}  {report.first_line[:60]:60}  ")
-            progress.console.print(line + report.ending(), soft_wrap=True)
+            line = Text(f"{report.number:3}/{total}  {report.first_line[:60]:60}")
+            progress.console.print(Text("  ").join((line, *report.ending())), soft_wrap=True)
             progress.advance(task)
 
         failure = execute(notebook, folder=folder, told=told)
@@ -175,10 +174,11 @@ def table(reports: Sequence[CellReport]) -> Table:
     """Lay out what every cell used."""
     result = Table(box=box.SIMPLE_HEAD)
     result.add_column("cell", justify="right")
-    result.add_column("first line", no_wrap=True, overflow="ellipsis", max_width=44)
+    result.add_column("first line", no_wrap=True, overflow="ellipsis", max_width=38)
     for heading in ("time", "cpu", "peak memory"):
         result.add_column(heading, justify="right", no_wrap=True)
-    result.add_column("outcome")
+    for heading in ("outcome", "error", "state"):
+        result.add_column(heading, no_wrap=True)
     for report in reports:
         result.add_row(*report.row())
     return result

@@ -31,15 +31,15 @@ _BOOT = (
 )
 
 
-def start_guest(packet: control.Packet, spec: RootSpec) -> tuple[int, int]:
-    """Fork and exec the first guest; return its pid and the filter's listener.
+def start_guest(body: dict[str, Any], link_fd: int, spec: RootSpec) -> tuple[int, int]:
+    """Fork and exec a pristine guest; return its pid and the filter's listener.
 
-    The start message carries the guest's link as its first descriptor. Raises LaunchError.
+    `body` is the start message, `link_fd` the guest's end of its link. Raises LaunchError.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = libc.fork()
     if pid == 0:
-        _become_guest(theirs, packet, spec)
+        _become_guest(theirs, body, link_fd, spec)
     theirs.close()
     with ours:
         answer = control.receive(ours)
@@ -50,26 +50,28 @@ def start_guest(packet: control.Packet, spec: RootSpec) -> tuple[int, int]:
     return pid, answer.fds.pop()
 
 
-def _become_guest(channel: socket.socket, packet: control.Packet, spec: RootSpec) -> NoReturn:
+def _become_guest(
+    channel: socket.socket, body: dict[str, Any], link_fd: int, spec: RootSpec
+) -> NoReturn:
     step = "root"
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd in build.isolate(packet.body["hostname"]):
+        for fd in build.isolate(body["hostname"]):
             os.close(fd)
         build.make_root(spec)
         step = "descriptors"
-        channel = _arrange_descriptors(channel, packet.fds[0])
+        channel = _arrange_descriptors(channel, link_fd)
         step = "privileges"
-        drop_privileges(packet.body["open_files"])
+        drop_privileges(body["open_files"])
         step = "system call filter"
         listener = libc.seccomp_load(compile_policy(cell_policy()), listener=True)
         assert listener is not None
         control.send(channel, {"op": "filtered"}, (listener,))
         os.close(listener)
         step = "exec"
-        _exec(packet.body)
+        _exec(body)
     except LaunchError as error:
         control.send(channel, {"op": "failed", "step": error.step, "cause": error.cause})
     except OSError as error:

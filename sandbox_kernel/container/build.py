@@ -80,3 +80,18 @@ def _run(step: Step) -> None:
         step.run()
     except OSError as error:
         raise LaunchError(step.describe(), error.strerror or str(error)) from error
+
+
+def graft(source_namespace: int, target_namespace: int) -> None:
+    """Make the root of one mount namespace the root of another, for all processes in there.
+
+    pivot_root(2) changes the root of every process of the namespace that had the old one, and
+    the working folder of those that stood in it.
+    """
+    libc.setns(source_namespace, libc.CLONE_NEWNS)
+    tree = libc.open_tree("/", flags=libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE)
+    libc.setns(target_namespace, libc.CLONE_NEWNS)
+    libc.move_mount(tree, "/")
+    os.fchdir(tree)
+    libc.pivot_root(".", ".")
+    libc.umount2(".", libc.MNT_DETACH)

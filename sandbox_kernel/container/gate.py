@@ -31,30 +31,25 @@ SEQUENCES = {
 
 
 class Gate:
-    """Answer the notifications of one listener; `proc` is where the session's proc is mounted."""
+    """Answer notifications; `proc` is where the session's proc is mounted."""
 
-    def __init__(self, listener_fd: int, *, proc: str) -> None:
-        self._listener_fd = listener_fd
+    def __init__(self, *, proc: str) -> None:
         self._proc = proc
         self._open: dict[int, list[int]] = {}
-
-    def fileno(self) -> int:
-        """Give the listener, to poll."""
-        return self._listener_fd
 
     def announce(self, pid: int, kind: str) -> None:
         """Let `pid` make the calls of one sequence, once. Only one process is let in at a time."""
         self._open = {pid: list(SEQUENCES[kind])}
 
-    def answer(self) -> None:
+    def answer(self, listener_fd: int) -> None:
         """Answer one notification; the caller has read all announcements that were sent before."""
-        notification = notify_receive(self._listener_fd)
+        notification = notify_receive(listener_fd)
         if notification is None:
             return
         if self._admits(notification.pid, notification.number):
-            notify_respond(self._listener_fd, notification.id, proceed=True)
+            notify_respond(listener_fd, notification.id, proceed=True)
         else:
-            notify_respond(self._listener_fd, notification.id, error=errno.EPERM)
+            notify_respond(listener_fd, notification.id, error=errno.EPERM)
 
     def _admits(self, pid: int, nr: int) -> bool:
         expected = self._open.get(pid)

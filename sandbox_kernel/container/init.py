@@ -49,14 +49,17 @@ class Init:
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        pid, listener_fd = boot.start_guest(packet, self._layers.next_root(0))
-        self._gate = Gate(listener_fd, proc="/p")
-        self._gate.announce(pid, "boot")
-        self._watched.add(pid)
-        control.send(sock, {"op": "started", "pid": pid})
+        self._start_message = packet.body
+        self._gate = Gate(proc="/p")
+        self._poll = select.poll()
+        for fd in (self._sock.fileno(), self._wake):
+            self._poll.register(fd, select.POLLIN)
+        self._start_guest(packet.fds[0], 0)
         packet.close()
         self._verbs: dict[str, Callable[[control.Packet], None]] = {
+            "boot": self._boot,
             "build": self._build,
+            "graft": self._graft,
             "gate": self._announce,
             "commit": self._commit,
             "discard": self._discard,
@@ -66,20 +69,34 @@ class Init:
 
     def serve(self) -> NoReturn:
         """Serve until the kernel is gone."""
-        poll = select.poll()
-        for fd in (self._sock.fileno(), self._wake, self._gate.fileno()):
-            poll.register(fd, select.POLLIN)
         self._sock.setblocking(False)
         while True:
-            ready = dict(poll.poll())
+            ready = dict(self._poll.poll())
             self._read_control()
-            if self._wake in ready:
+            if ready.pop(self._wake, 0):
                 self._reap()
-            events = ready.get(self._gate.fileno(), 0)
-            if events & select.POLLIN:
-                self._gate.answer()
-            elif events:  # POLLHUP: no process uses the filter any more, so the session is dead
-                os._exit(0)
+            ready.pop(self._sock.fileno(), 0)
+            for listener_fd, events in ready.items():
+                if events & select.POLLIN:
+                    self._gate.answer(listener_fd)
+                else:  # POLLHUP: no process is under this filter any more
+                    self._poll.unregister(listener_fd)
+                    os.close(listener_fd)
+
+    def _start_guest(self, link_fd: int, layer: int) -> None:
+        pid, listener_fd = boot.start_guest(
+            self._start_message, link_fd, self._layers.next_root(layer)
+        )
+        self._poll.register(listener_fd, select.POLLIN)
+        self._gate.announce(pid, "boot")
+        self._watched.add(pid)
+        self._reply({"op": "started", "layer": layer})
+
+    def _boot(self, packet: control.Packet) -> None:
+        try:
+            self._start_guest(packet.fds[0], packet.body["layer"])
+        except LaunchError as error:
+            self._reply({"op": "failed", "step": error.step, "cause": error.cause})
 
     def _read_control(self) -> None:
         # All of it, before a notification is answered: what the kernel announced counts then.
@@ -102,14 +119,16 @@ class Init:
             pass
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if info is None:
                 return
+            pid = info.si_pid
             if pid in self._watched:
                 self._watched.discard(pid)
-                self._reply({"op": "reaped", "pid": pid, "status": status})
+                code, status = info.si_code, info.si_status
+                self._reply({"op": "reaped", "pid": pid, "code": code, "status": status})
 
     def _reply(self, body: dict[str, Any]) -> None:
         try:
@@ -125,6 +144,22 @@ class Init:
         if libc.fork() == 0:
             _build_and_exit(channel, spec, packet.body["hostname"])
         channel.close()
+
+    def _graft(self, packet: control.Packet) -> None:
+        """Move the root of one mount namespace into another one, whose processes go on in it."""
+        source, target = packet.fds
+        layer = packet.body["layer"]
+        pid = libc.fork()
+        if pid == 0:
+            try:
+                build.graft(source, target)
+            except OSError as error:
+                os._exit(error.errno or 1)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        failed = {"error": os.strerror(code) if code > 0 else "killed"} if code else {}
+        self._reply({"op": "grafted", "layer": layer, **failed})
 
     def _announce(self, packet: control.Packet) -> None:
         self._gate.announce(packet.body["pid"], packet.body["kind"])

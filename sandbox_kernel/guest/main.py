@@ -49,7 +49,8 @@ class Guest:
         self._link = link
         self._requests = requests
         self._children: dict[int, int] = {}
-        self._place = "/workspace"
+        self._place = _current_folder()
+        self._parked = True
 
     def serve(self) -> NoReturn:
         """Do what the kernel asks until it closes the link."""
@@ -84,9 +85,12 @@ class Guest:
     def _do_fork(self, frame: Frame) -> None:
         """Fork a child that speaks over the descriptors that came along: link, stdout, stderr."""
         fds = [self._link.fds.pop(0) for _ in range(3)]
-        self._place = _current_folder()
+        if not self._parked:
+            self._place = _current_folder()
         pid = libc.fork()
         if pid == 0:
+            if frame.body["live"]:
+                threads.forget_dead()
             self._become_child(fds)
             return
         for fd in fds:
@@ -94,6 +98,7 @@ class Guest:
         self._children[os.pidfd_open(pid)] = frame.body["id"]
 
     def _become_child(self, fds: list[int]) -> None:
+        self._parked = False
         for pidfd in self._children:
             os.close(pidfd)
         self._children = {}
@@ -111,13 +116,22 @@ class Guest:
         enter.enter(fds)
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")  # whoever runs out of memory: the cell, never a head
+        notes = self._settle()
+        self._requests.warm()
+        self._link.send({"op": "ready", "notes": notes})
+
+    def _do_switch(self, frame: Frame) -> None:
+        """Go on in a new root, which init has put in place of the one before."""
+        self._link.send({"op": "ready", "notes": self._settle()})
+
+    def _settle(self) -> list[str]:
+        """Reopen files and return to the working folder, both by path in the new root."""
         notes = files.reopen(keep=frozenset((LINK_FD,)))
         try:
             os.chdir(self._place)
         except OSError:
             os.chdir("/")
-        self._requests.warm()
-        self._link.send({"op": "ready", "notes": notes})
+        return notes
 
     def _do_execute(self, frame: Frame) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -149,12 +163,14 @@ class Guest:
                 stream.flush()
             except (OSError, ValueError):  # replaced or closed by the user: nothing of ours is lost
                 continue
+        left = threads.quiesce()
         self._link.send(
             {
                 "op": "done",
                 "reply": _plain(reply),
                 "comms": self._requests.comms(),
-                "threads": threads.quiesce(),
+                "threads": left,
+                "fragile": threads.unforkable(left) if left else [],
             }
         )
 
@@ -166,8 +182,26 @@ class Guest:
 
     def _do_park(self, frame: Frame) -> None:
         """Become the head: out of the reach of the cells to come."""
+        self._place = _current_folder()
         enter.park()
+        self._parked = True
         self._link.send({"op": "parked", "threads": []})
+
+    def _do_dump(self, frame: Frame) -> None:
+        """Write the user's variables, for a guest whose native pools are alive."""
+        from sandbox_kernel.guest import rehydrate
+
+        shell = self._requests.kernel.shell
+        report = rehydrate.dump(shell.user_ns, self._link.fds.pop(0))
+        self._link.send({"op": "dumped", "left_out": report.left_out_lines()})
+
+    def _do_load(self, frame: Frame) -> None:
+        """Read another guest's variables."""
+        from sandbox_kernel.guest import rehydrate
+
+        shell = self._requests.kernel.shell
+        report = rehydrate.load(self._link.fds.pop(0), shell.user_ns)
+        self._link.send({"op": "loaded", "left_out": report.left_out_lines()})
 
 
 def _current_folder() -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sandbox_kernel.kernel.report import CellError
 
-    Buffers = list[bytes | memoryview[int]]
+    Buffers = list[bytes | memoryview[bytes]]
     Send = Callable[[str, Json, Json | None, Buffers | None], None]
     """Send a message on iopub: type, content, metadata, buffers."""
 

@@ -49,6 +49,9 @@ class Verdict:
     signal: int | None = None
     notes: tuple[str, ...] = ()
     threads: tuple[str, ...] = ()
+    """Threads that outlive the cell and that a fork would lose."""
+    fragile: tuple[str, ...] = ()
+    """Those among them whose library hangs without them."""
     comms: tuple[tuple[str, str], ...] = ()
 
 
@@ -228,6 +231,7 @@ class Cell:
             committed=True,
             reply=reply,
             threads=_texts(self._done.get("threads")),
+            fragile=_texts(self._done.get("fragile")),
             comms=_comms(self._done.get("comms")),
         )
 

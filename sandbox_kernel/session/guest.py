@@ -25,6 +25,8 @@ class Guest:
         self.link = GuestLink(sock)
         self.output = Output()
         self.status: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self.pid_inside = 0
+        """The process as init sees it, once `identify` was called."""
         self._on_exit: Callable[[], None] = lambda: None
 
     @property
@@ -32,14 +34,14 @@ class Guest:
         """The process as this side sees it; 0 before it has said anything."""
         return self.link.pid
 
-    def identify(self) -> int:
-        """Hold on to the process that has just spoken; return its pid inside of the session.
+    def identify(self) -> None:
+        """Hold on to the process that has just spoken, and learn its pid inside of the session.
 
         Raises ProtocolError when it is gone already.
         """
         try:
             self.link.open_pidfd(self._exited)
-            return pid_inside(self.pid)
+            self.pid_inside = pid_inside(self.pid)
         except (OSError, ValueError) as error:
             raise ProtocolError(f"a guest was gone before it could be held: {error}") from error
 
@@ -64,6 +66,13 @@ class Guest:
                 os.killpg(self.pid, signal.SIGINT)
             except ProcessLookupError:  # it has left its group
                 signal.pidfd_send_signal(self.link.pidfd, signal.SIGINT)
+
+    def retire(self) -> None:
+        """Kill the process, which nobody needs any more, and let go of it."""
+        self.on_exit(lambda: None)
+        self.link.handler = None
+        self.link.kill()
+        self.close()
 
     def close(self) -> None:
         """Let go of everything on this side; the process itself is not touched."""

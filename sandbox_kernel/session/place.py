@@ -32,13 +32,23 @@ class Place:
         return tuple(self._namespaces)
 
     def release_namespaces(self) -> None:
-        """Let go of the namespaces; they live on as long as a process is in them."""
+        """Let go of the namespaces but the first, of mounts, which a resident guest needs again.
+
+        They live on as long as a process is in them.
+        """
+        while len(self._namespaces) > 1:
+            os.close(self._namespaces.pop())
+
+    def inherit_mounts(self, before: Place) -> None:
+        """Take over the mount namespace of the place that a resident guest comes from."""
         while self._namespaces:
             os.close(self._namespaces.pop())
+        self._namespaces.append(before._namespaces.pop(0))
 
     def close(self) -> None:
         """Kill what is inside, let go of everything, remove the cgroup."""
-        self.release_namespaces()
+        while self._namespaces:
+            os.close(self._namespaces.pop())
         with contextlib.ExitStack() as stack:
             stack.callback(self.cgroup.close)
             stack.callback(self.cgroup.remove)
@@ -53,9 +63,14 @@ class Builder:
         self._session_cgroup = session_cgroup
         self._next_layer = 1
 
+    def number_layer(self) -> int:
+        """Give the number of a new layer."""
+        layer, self._next_layer = self._next_layer, self._next_layer + 1
+        return layer
+
     async def build(self) -> Place:
         """Give a new place on the layers that are committed now; raises LaunchError."""
-        layer, self._next_layer = self._next_layer, self._next_layer + 1
+        layer = self.number_layer()
         cgroup = self._session_cgroup.child(f"cell-{layer}")
         place = Place(layer, cgroup, [])
         try:

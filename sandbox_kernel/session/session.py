@@ -6,6 +6,10 @@ The order of one execution, most of which lies before it:
     -> [the request comes] -> run -> verdict
     -> commit: kill what else the cell started, park the child, it is the head; its files a layer
     -> or roll back: kill everything in the cgroup, drop the layer; the head has not noticed
+
+A child whose threads outlive its cell cannot be forked faithfully. The session is resident then:
+the child goes on itself in the next place, and a fork of it, made before, is what a roll back
+returns to (`resident`).
 """
 
 from __future__ import annotations
@@ -13,14 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox_kernel.errors import ConfigError, ProtocolError, SandboxError, SessionLost
-from sandbox_kernel.guest.wire import Frame
-from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
 from sandbox_kernel.model import (
     CellResult,
     Event,
@@ -31,33 +32,30 @@ from sandbox_kernel.model import (
     SessionSpec,
     Usage,
 )
+from sandbox_kernel.session import resident
 from sandbox_kernel.session.cell import Cell, Verdict
 from sandbox_kernel.session.guest import Guest
-from sandbox_kernel.session.place import Builder, Place
-from sandbox_kernel.session.start import Started, start
-from sandbox_kernel.session.supervisor import RESTART_HINT, Supervisor
+from sandbox_kernel.session.place import Place
+from sandbox_kernel.session.pod import Pod
+from sandbox_kernel.session.supervisor import RESTART_HINT
 from sandbox_kernel.units import format_size
 
 Sink = Callable[[Event], None]
 
-BOOT_TIMEOUT_S = 60.0
-FORK_TIMEOUT_S = 60.0
-ENTER_TIMEOUT_S = 30.0
 ASK_TIMEOUT_S = 5.0
-MONITOR_TIMEOUT_S = 5.0
-ASK_CPU_S = 5.0
 
 log = logging.getLogger("sandbox_kernel.session")
 
 
+@dataclass
 class Prepared:
-    """A child that sits in its container and waits for a request."""
+    """A guest that sits in a place and waits for a request."""
 
-    def __init__(self, child: Guest, place: Place, notes: tuple[str, ...]) -> None:
-        self.child = child
-        self.place = place
-        self.notes = notes
-        self.pid_inside = 0
+    child: Guest
+    place: Place
+    notes: tuple[str, ...] = ()
+    fragile: tuple[str, ...] = ()
+    """Native pools of a resident guest that a fork of it would miss."""
 
 
 class Session:
@@ -66,101 +64,62 @@ class Session:
     def __init__(self, spec: SessionSpec) -> None:
         self.spec = spec
         self.comms: Mapping[str, str] = {}
-        self._tree = CgroupTree.detect()
-        self._cgroups = contextlib.ExitStack()
-        self._cgroup: Cgroup | None = None
-        self._heads: Cgroup | None = None
-        self._started: Started | None = None
-        self._supervisor: Supervisor | None = None
-        self._builder: Builder | None = None
+        self._begun: Pod | None = None
         self._head: Guest | None = None
-        self._head_layer = 0
-        self._head_layer_counts = True
+        self._head_layer: int | None = None
+        """The layer of the head if it added no files: to be thrown away with the head."""
+        self._resident: Prepared | None = None
         self._next: asyncio.Task[Prepared] | None = None
         self._spare: asyncio.Task[Place] | None = None
         self._boot: asyncio.Task[None] | None = None
         self._cell: Cell | None = None
         self._running: Prepared | None = None
-        self._fork_number = 0
-        self._forked: dict[int, Guest] = {}
+        self._notes: tuple[str, ...] = ()
         self._disk_limit = spec.ceiling.disk_bytes
         self._disk_used = 0
-        self._closed = False
         self._background: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
     # ---- beginning and end
 
+    @property
+    def _pod(self) -> Pod:
+        if self._begun is None:
+            raise SessionLost("the session was closed")
+        return self._begun
+
     def begin(self) -> None:
         """Start the session's processes and return at once; raises HostError, ConfigError."""
-        self._tree.sweep()
-        cgroup = self._cgroups.enter_context(
-            self._tree.session(session_name(self.spec.session_id))
-        )
-        ceiling = self.spec.ceiling
-        cgroup.limit(memory_bytes=2 * ceiling.memory_bytes + ceiling.disk_bytes)
-        init = self._cgroups.enter_context(cgroup.child("init"))
-        self._heads = self._cgroups.enter_context(cgroup.child("heads"))
-        self._cgroup = cgroup
-        self._started = start(self.spec, cgroup, init)
+        self._begun = Pod(self.spec)
 
     async def ready(self) -> None:
         """Wait until the session can run cells; raises LaunchError, SessionLost."""
         if self._boot is None:
             self._boot = asyncio.create_task(self._finish_boot())
         await asyncio.shield(self._boot)
-        assert self._supervisor is not None
-        if self._supervisor.failure is not None:
-            raise self._supervisor.failure
+        if self._pod.failure is not None:
+            raise self._pod.failure
 
     async def _finish_boot(self) -> None:
-        assert self._started is not None and self._cgroup is not None
-        supervisor = self._supervisor = Supervisor(self._started.control)
-        supervisor.attach(self._lose)
-        head = Guest(self._started.head)
-        head.output.close()
-        try:
-            await asyncio.wait_for(supervisor.expect("started"), BOOT_TIMEOUT_S)
-            await head.link.expect("parked", timeout_s=BOOT_TIMEOUT_S)
-        except SandboxError:
-            head.close()
-            # Init's word about the step that failed says more than the end of the link.
-            raise supervisor.failure or SessionLost("the first guest died") from None
-        head.identify()
-        layer = await supervisor.ask({"op": "commit", "layer": 0}, "committed")
-        self._become_head(head, layer=0, counts=bool(layer["changed"]))
-        self._builder = Builder(supervisor, self._cgroup)
+        pod = self._pod
+        head = await pod.boot(self._lose)
+        layer = await pod.supervisor.ask({"op": "commit", "layer": 0}, "committed")
+        self._become_head(head, None if layer["changed"] else 0)
         self._prepare()
 
-    def _become_head(self, head: Guest, *, layer: int, counts: bool) -> None:
-        assert self._heads is not None
-        self._heads.add(head.pid)
-        old, self._head = self._head, head
-        old_layer, old_counts = self._head_layer, self._head_layer_counts
-        self._head_layer, self._head_layer_counts = layer, counts
-        head.link.handler = self._head_says
+    def _become_head(self, head: Guest, empty_layer: int | None) -> None:
+        """Let a parked guest hold the state from now on, and end the one that did."""
+        old, old_layer = self._head, self._head_layer
+        self._head, self._head_layer = head, empty_layer
+        head.link.handler = self._pod.hear
         head.on_exit(self._head_died)
         if old is not None:
-            old.on_exit(lambda: None)
-            old.link.handler = None
-            old.link.kill()
-            old.close()
-            if not old_counts:
-                self._discard_layer(old_layer)
-
-    def _head_says(self, frame: Frame) -> None:
-        """Hear from the head: the exit status of a child, and nothing else."""
-        body = frame.body
-        number, code, status = body.get("id"), body.get("code"), body.get("status")
-        if frame.op != "exited" or not all(type(v) is int for v in (number, code, status)):
-            raise ProtocolError("a head said something else than how a child ended")
-        child = self._forked.pop(number, None)
-        if child is not None:
-            child.set_status(code, status)
+            old.retire()
+            if old_layer is not None:
+                self._pod.discard(old_layer)
 
     def _head_died(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor._lose(SessionLost("the session's head was killed", hint=RESTART_HINT))
+        self._pod.supervisor.lose(SessionLost("the session's head was killed", hint=RESTART_HINT))
 
     def _lose(self) -> None:
         """Take it that the session is dead: end what waits, and what is left of it."""
@@ -173,120 +132,104 @@ class Session:
         self.kill()
         for task in (self._boot, self._next, self._spare, *self._background):
             if task is not None:
-                with contextlib.suppress(SandboxError, asyncio.CancelledError):
+                with contextlib.suppress(SandboxError, asyncio.CancelledError, OSError):
                     await task
 
     def kill(self) -> None:
         """Do the same at once, without a loop; may be called twice."""
-        if self._closed:
+        pod = self._begun
+        if pod is None:
             return
-        self._closed = True
-        if self._supervisor is not None:
-            self._supervisor.close()
-        elif self._started is not None:
-            self._started.control.close()
-        if self._head is not None:
-            self._head.on_exit(lambda: None)
-            self._head.close()
-        # The end of init has ended everything; what is in the cgroups is just leaving.
-        self._cgroups.close()
-        if self._started is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._started.monitor.wait(MONITOR_TIMEOUT_S)
+        for guest in (self._head, self._resident and self._resident.child):
+            if guest is not None:
+                guest.on_exit(lambda: None)
+                guest.close()
+        pod.kill()
 
     # ---- preparing the next child
 
     def _prepare(self) -> None:
-        if self._closed:
-            return
-        self._next = asyncio.create_task(self._prepare_next())
-        self._next.add_done_callback(_retrieve)
+        """Begin to prepare a child for the next request; a resident guest needs but a place."""
+        if self._pod.failure is None and self._resident is None:
+            self._next = self._start(self._prepare_next())
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_retrieve)
+        return task
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._start(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _prepare_next(self) -> Prepared:
+        assert self._head is not None
+        return await self._placed(self._head, live=False)
+
+    async def _placed(self, parent: Guest, *, live: bool) -> Prepared:
+        """Fork `parent` and let the child enter a place."""
         place = await self._take_place()
         try:
-            return await self._place_child(place)
+            self._pod.limit(place, self.spec.ceiling)
+            child = await self._pod.fork(parent, live=live)
+            try:
+                notes = await self._pod.enter(child, place)
+            except BaseException:
+                child.close()
+                raise
         except BaseException:
-            await self._drop_place(place)
+            await self._pod.drop(place)
             raise
+        place.release_namespaces()
+        return Prepared(child, place, notes)
 
     async def _take_place(self) -> Place:
-        assert self._builder is not None
         spare, self._spare = self._spare, None
         if spare is not None:
             return await spare
-        return await self._builder.build()
+        return await self._pod.builder.build()
 
-    async def _place_child(self, place: Place) -> Prepared:
-        assert self._supervisor is not None and self._head is not None
-        self._set_limits(place.cgroup, self.spec.ceiling)
-        child = await self._fork(self._head)
-        try:
-            place.cgroup.add(child.pid)
-            pid_inside = child.identify()
-            self._supervisor.send({"op": "gate", "pid": pid_inside, "kind": "enter"})
-            child.link.send({"op": "enter"}, place.namespace_fds)
-            frame = await child.link.expect("ready", timeout_s=ENTER_TIMEOUT_S)
-            place.release_namespaces()
-            notes = frame.body.get("notes")
-            texts = tuple(str(n)[:500] for n in notes[:20]) if isinstance(notes, list) else ()
-            prepared = Prepared(child, place, texts)
-            prepared.pid_inside = pid_inside
-        except ProcessLookupError as error:
-            child.close()
-            raise ProtocolError("a child died before it was placed") from error
-        except BaseException:
-            child.close()
-            raise
-        return prepared
-
-    async def _fork(self, parent: Guest) -> Guest:
-        ours, theirs = socket.socketpair()
-        child = Guest(ours)
-        self._fork_number += 1
-        self._forked[self._fork_number] = child
-        with theirs:
-            fds = (theirs.fileno(), *child.output.write_ends)
-            parent.link.send({"op": "fork", "id": self._fork_number}, fds)
-        child.output.close_write_ends()
-        try:
-            await child.link.expect("hello", timeout_s=FORK_TIMEOUT_S)
-        except BaseException:
-            child.close()
-            raise
-        return child
-
-    def _set_limits(self, cgroup: Cgroup, limits: Limits) -> None:
-        cgroup.limit(
-            memory_bytes=limits.memory_bytes, cpus=limits.cpus, processes=limits.processes
-        )
-
-    async def _drop_place(self, place: Place) -> None:
-        await asyncio.to_thread(place.close)
-        self._discard_layer(place.layer)
-
-    def _discard_layer(self, layer: int) -> None:
-        if self._supervisor is not None and self._supervisor.failure is None:
-            self._supervisor.send({"op": "discard", "layer": layer})
+    async def _drop_spare(self) -> None:
+        """Throw away the container that was built ahead: it lacks the files just committed."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            with contextlib.suppress(SandboxError):
+                self._in_background(self._pod.drop(await spare))
 
     async def _take(self) -> Prepared:
-        """Give a child that is ready; one more try if the one at hand has died meanwhile."""
+        """Give a guest that is ready; one more try if the one at hand has died meanwhile."""
         await self.ready()
+        if self._resident is not None:
+            return await self._take_resident(self._resident)
         for _ in range(2):
             if self._next is None:
                 self._prepare()
             assert self._next is not None
             task, self._next = self._next, None
             try:
-                prepared = await task
+                prepared: Prepared = await task
             except ProtocolError as error:
                 log.warning("a prepared child was lost: %s", error)
                 continue
             if prepared.child.link.failure is None:
                 return prepared
             prepared.child.close()
-            await self._drop_place(prepared.place)
+            await self._pod.drop(prepared.place)
         raise SessionLost("no child of the session's head comes up", hint=RESTART_HINT)
+
+    async def _take_resident(self, before: Prepared) -> Prepared:
+        """Let the resident guest go on in a new place, after a fork of it became the head."""
+        place = await self._take_place()
+        try:
+            self._pod.limit(place, self.spec.ceiling)
+            head = await resident.checkpoint(self._pod, before.child)
+            self._become_head(head, None)
+            notes = await resident.move_on(self._pod, before.child, before.place, place)
+        except BaseException:
+            await self._pod.drop(place)
+            raise
+        return Prepared(before.child, place, notes, before.fragile)
 
     # ---- requests
 
@@ -317,18 +260,22 @@ class Session:
         body = {"op": "comm", "msg_type": msg_type, "content": content, "metadata": metadata}
         body["open_files"] = self.spec.ceiling.open_files
         async with self._lock:
-            return await self._run(body, tuple(buffers), self.spec.ceiling, sink)
+            return await self._run(body, tuple(map(bytes, buffers)), self.spec.ceiling, sink)
 
     async def ask(self, msg_type: str, content: Json) -> Json:
-        """Answer a completion or inspection from a child that is thrown away."""
+        """Answer a completion or inspection from a fork that is thrown away."""
         async with self._lock:
-            prepared = await self._take()
+            await self.ready()
+            if self._resident is not None:
+                prepared = await self._placed(self._resident.child, live=True)
+            else:
+                prepared = await self._take()
             try:
                 prepared.child.link.send({"op": "ask", "msg_type": msg_type, "content": content})
                 frame = await prepared.child.link.expect("answer", timeout_s=ASK_TIMEOUT_S)
             finally:
                 prepared.child.close()
-                await self._drop_place(prepared.place)
+                await self._pod.drop(prepared.place)
                 self._prepare()
         answer = frame.body.get("content")
         if not isinstance(answer, dict):
@@ -340,104 +287,122 @@ class Session:
     ) -> CellResult:
         await self._set_disk(limits.disk_bytes)
         prepared = await self._take()
-        assert self._builder is not None
         if limits != self.spec.ceiling:
-            self._set_limits(prepared.place.cgroup, limits)
-        self._spare = asyncio.create_task(self._builder.build())
-        self._spare.add_done_callback(_retrieve)
+            self._pod.limit(prepared.place, limits)
+        self._spare = self._start(self._pod.builder.build())
         cell = Cell(
             prepared.child, prepared.place.cgroup, limits, grace_s=self.spec.grace_s, sink=sink
         )
         self._cell, self._running = cell, prepared
+        was_resident = self._resident is not None
         try:
             verdict = await cell.run(body, buffers)
-            return await self._conclude(prepared, cell, verdict, limits)
+            if self._pod.failure is not None:
+                prepared.child.close()
+                raise self._pod.failure
+            usage = await self._conclude(prepared, cell, verdict)
         finally:
             self._cell = self._running = None
-
-    async def _conclude(
-        self, prepared: Prepared, cell: Cell, verdict: Verdict, limits: Limits
-    ) -> CellResult:
-        assert self._supervisor is not None
-        if self._supervisor.failure is not None:
-            prepared.child.close()
-            raise self._supervisor.failure
-        notes = (*prepared.notes, *verdict.notes)
-        if verdict.committed:
-            usage = await self._commit(prepared, cell)
-            self.comms = dict(verdict.comms)
-        else:
-            usage = await self._roll_back(prepared, cell)
         self._prepare()
+        carried, self._notes = self._notes, ()
         return CellResult(
             outcome=verdict.outcome,
             committed=verdict.committed,
             usage=usage,
             limits=limits,
             container_id=prepared.place.container_id,
+            resident=was_resident,
             reply=verdict.reply,
             traceback=verdict.traceback,
             exit_code=verdict.exit_code,
             signal=verdict.signal,
-            notes=notes,
+            notes=(*prepared.notes, *verdict.notes, *carried),
         )
+
+    async def _conclude(self, prepared: Prepared, cell: Cell, verdict: Verdict) -> Usage:
+        if not verdict.committed:
+            return await self._roll_back(prepared, cell)
+        self.comms = dict(verdict.comms)
+        if verdict.threads:
+            return await self._stay(prepared, cell, verdict)
+        return await self._commit(prepared, cell)
 
     async def _commit(self, prepared: Prepared, cell: Cell) -> Usage:
         """Make the child the head and its files a layer; nothing else of the cell stays."""
-        assert self._supervisor is not None and self._heads is not None
-        child, place = prepared.child, prepared.place
+        child, place, pod = prepared.child, prepared.place, self._pod
         others = [pid for pid in place.cgroup.processes() if pid != child.pid]
-        self._heads.add(child.pid)
+        layer = pod.supervisor.expect("committed", key=place.layer)
+        parked = self._start(pod.park(child)) if not others else None
         if others:
-            place.cgroup.kill()
-        layer = self._supervisor.ask(
-            {"op": "commit", "layer": place.layer}, "committed", key=place.layer
-        )
-        self._supervisor.send({"op": "gate", "pid": prepared.pid_inside, "kind": "park"})
-        child.link.send({"op": "park"})
-        await child.link.expect("parked", timeout_s=ENTER_TIMEOUT_S)
+            await resident.kill_others(place.cgroup, child)
+            child.output.drain()
+            parked = self._start(pod.park(child))
+        pod.supervisor.send({"op": "commit", "layer": place.layer})
+        assert parked is not None
+        await parked
         committed = await layer
-        usage = self._finish_usage(place.cgroup, cell, child, int(committed["disk_bytes"]))
-        child.output.close()
-        if others:
-            await asyncio.to_thread(place.close)
-        else:
-            place.close()
-        self._watch(prepared)
-        changed = bool(committed["changed"])
-        self._become_head(child, layer=place.layer, counts=changed)
-        if changed:
+        usage = self._measure(prepared, cell, int(committed["disk_bytes"]))
+        place.close()
+        pod.watch(child)
+        self._resident = None
+        self._become_head(child, None if committed["changed"] else place.layer)
+        if committed["changed"]:
             await self._drop_spare()
         return usage
 
-    def _watch(self, prepared: Prepared) -> None:
-        """Have init report the end of a process whose parent is about to be killed."""
-        assert self._supervisor is not None
-        child = prepared.child
+    async def _stay(self, prepared: Prepared, cell: Cell, verdict: Verdict) -> Usage:
+        """Keep the child itself for the next cell, since a fork would lose its threads."""
+        child, place, pod = prepared.child, prepared.place, self._pod
+        await resident.kill_others(place.cgroup, child)
+        layer = pod.supervisor.expect("committed", key=place.layer)
+        pod.supervisor.send({"op": "commit", "layer": place.layer})
+        committed = await layer
+        usage = self._measure(prepared, cell, int(committed["disk_bytes"]))
+        self._resident = Prepared(child, place, (), verdict.fragile)
+        child.on_exit(self._resident_died)
+        if committed["changed"]:
+            await self._drop_spare()
+        return usage
 
-        def reaped(status: int) -> None:
-            child.set_status(0, status)
-
-        self._supervisor.reaped[prepared.pid_inside] = reaped
-        self._supervisor.send({"op": "watch", "pid": prepared.pid_inside})
+    def _resident_died(self) -> None:
+        """Return to the head: a thread of the resident guest has killed it between two cells."""
+        if self._resident is None:
+            return
+        gone, self._resident = self._resident, None
+        gone.child.close()
+        self._notes = (
+            "A thread that an earlier cell left running crashed. "
+            "The variables are as they were before that cell.",
+        )
+        self._in_background(asyncio.to_thread(gone.place.close))
+        self._prepare()
 
     async def _roll_back(self, prepared: Prepared, cell: Cell) -> Usage:
         """Kill everything in the cell's container and drop its files."""
-        assert self._supervisor is not None
         child, place = prepared.child, prepared.place
         place.cgroup.kill()
-        discarded = await self._supervisor.ask(
+        discarded = await self._pod.supervisor.ask(
             {"op": "discard", "layer": place.layer}, "discarded", key=place.layer
         )
-        usage = self._finish_usage(place.cgroup, cell, child, int(discarded["disk_bytes"]))
+        usage = self._measure(prepared, cell, int(discarded["disk_bytes"]))
+        child.on_exit(lambda: None)
         child.close()
         await asyncio.to_thread(place.close)
+        if self._resident is not None:
+            self._resident = None
+            if prepared.fragile:
+                assert self._head is not None
+                self._notes = await resident.rehydrate(self._pod, self._head, self._adopt)
         return usage
 
-    def _finish_usage(self, cgroup: Cgroup, cell: Cell, child: Guest, disk_bytes: int) -> Usage:
-        child.output.drain()
-        child.output.stop()
-        counted = cgroup.usage()
+    def _adopt(self, head: Guest, layer: int | None) -> None:
+        self._become_head(head, layer)
+
+    def _measure(self, prepared: Prepared, cell: Cell, disk_bytes: int) -> Usage:
+        output = prepared.child.output
+        output.drain()
+        output.stop()
+        counted = prepared.place.cgroup.usage()
         used, self._disk_used = max(disk_bytes - self._disk_used, 0), disk_bytes
         return Usage(
             wall_s=cell.wall_s,
@@ -445,31 +410,16 @@ class Session:
             peak_memory_bytes=counted.peak_memory_bytes,
             peak_processes=counted.peak_processes,
             disk_bytes=used,
-            output_bytes=child.output.bytes_seen,
+            output_bytes=output.bytes_seen,
         )
-
-    async def _drop_spare(self) -> None:
-        """Throw away the container that was built ahead: it lacks the files just committed."""
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            try:
-                place = await spare
-            except SandboxError:
-                return
-            self._in_background(self._drop_place(place))
-
-    def _in_background(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        task.add_done_callback(_retrieve)
 
     async def _set_disk(self, disk_bytes: int) -> None:
         if disk_bytes == self._disk_limit:
             return
         await self.ready()
-        assert self._supervisor is not None
-        answer = await self._supervisor.ask({"op": "resize", "disk_bytes": disk_bytes}, "resized")
+        answer = await self._pod.supervisor.ask(
+            {"op": "resize", "disk_bytes": disk_bytes}, "resized"
+        )
         if "error" in answer:
             used = format_size(int(answer["used"]))
             raise ConfigError(
@@ -490,13 +440,14 @@ class Session:
 
     def usage(self) -> Usage:
         """Give what the session used so far: CPU time in all, memory and processes now."""
-        if self._cgroup is None or self._closed:
+        if self._begun is None or self._begun.failure is not None:
             return Usage()
-        counted = self._cgroup.usage()
+        cgroup = self._begun.cgroup
+        counted = cgroup.usage()
         return Usage(
             cpu_s=counted.cpu_s,
             peak_memory_bytes=counted.memory_bytes,
-            peak_processes=len(self._cgroup.processes()),
+            peak_processes=len(cgroup.processes()),
             disk_bytes=self._disk_used,
         )
 

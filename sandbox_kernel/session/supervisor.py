@@ -21,8 +21,8 @@ class Supervisor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_lost: Callable[[], None] = lambda: None
         self.failure: Exception | None = None
-        self.reaped: dict[int, Callable[[int], None]] = {}
-        """pid in the session -> who wants to know its wait status."""
+        self.reaped: dict[int, Callable[[int, int], None]] = {}
+        """pid in the session -> who wants to know its si_code and si_status."""
 
     def attach(self, on_lost: Callable[[], None]) -> None:
         """Begin to read, in the running loop; `on_lost` is called once when init is gone."""
@@ -67,10 +67,10 @@ class Supervisor:
             except BlockingIOError:
                 return
             except ValueError as error:
-                self._lose(SessionLost(f"init sent nonsense: {error}"))
+                self.lose(SessionLost(f"init sent nonsense: {error}"))
                 return
             if packet is None:
-                self._lose(SessionLost("the session's init was killed", hint=RESTART_HINT))
+                self.lose(SessionLost("the session's init was killed", hint=RESTART_HINT))
                 return
             packet.close()
             self._handle(packet)
@@ -78,18 +78,19 @@ class Supervisor:
     def _handle(self, packet: control.Packet) -> None:
         body = packet.body
         if packet.op == "failed":
-            self._lose(LaunchError(str(body.get("step")), str(body.get("cause"))))
+            self.lose(LaunchError(str(body.get("step")), str(body.get("cause"))))
         elif packet.op == "reaped":
             on_reaped = self.reaped.pop(int(body["pid"]), None)
             if on_reaped is not None:
-                on_reaped(int(body["status"]))
+                on_reaped(int(body["code"]), int(body["status"]))
         else:
             waiting = self._waiting.pop((packet.op, int(body.get("layer", 0))), None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(body)
 
-    def _lose(self, failure: Exception) -> None:
-        if self._loop is not None:
+    def lose(self, failure: Exception) -> None:
+        """Take it that init is of no use any more; tells whoever waits, and the owner once."""
+        if self._loop is not None and self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
         if self.failure is None:
             self._fail(failure)

@@ -1,0 +1,189 @@
+"""The pod of a session: its processes and cgroups, and what can be done with a guest in them.
+
+Here is how; when is decided in `session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+from collections.abc import Callable
+
+from sandbox_kernel.errors import ProtocolError, SandboxError, SessionLost
+from sandbox_kernel.guest.wire import Frame
+from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
+from sandbox_kernel.model import Limits, SessionSpec
+from sandbox_kernel.session.guest import Guest
+from sandbox_kernel.session.place import Builder, Place
+from sandbox_kernel.session.start import Started, start
+from sandbox_kernel.session.supervisor import RESTART_HINT, Supervisor
+
+BOOT_TIMEOUT_S = 60.0
+FORK_TIMEOUT_S = 60.0
+ENTER_TIMEOUT_S = 30.0
+MONITOR_TIMEOUT_S = 5.0
+
+
+class Pod:
+    """Init, the heads' cgroup and the builder of places; closed by `kill`."""
+
+    def __init__(self, spec: SessionSpec) -> None:
+        self.spec = spec
+        self._cgroups = contextlib.ExitStack()
+        self._forked: dict[int, Guest] = {}
+        self._fork_number = 0
+        self._closed = False
+        tree = CgroupTree.detect()
+        tree.sweep()
+        with contextlib.ExitStack() as stack:
+            cgroup = stack.enter_context(tree.session(session_name(spec.session_id)))
+            ceiling = spec.ceiling
+            # The state and a cell that rewrites all of it, and the files of both.
+            cgroup.limit(memory_bytes=2 * ceiling.memory_bytes + ceiling.disk_bytes)
+            init = stack.enter_context(cgroup.child("init"))
+            self._heads = stack.enter_context(cgroup.child("heads"))
+            self.cgroup: Cgroup = cgroup
+            self._started: Started = start(spec, cgroup, init)
+            self._cgroups = stack.pop_all()
+        self.supervisor = Supervisor(self._started.control)
+        self.builder = Builder(self.supervisor, cgroup)
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the pod is dead, if it is."""
+        return self.supervisor.failure
+
+    async def boot(self, on_lost: Callable[[], None]) -> Guest:
+        """Give the first head, once init and it are up; raises LaunchError, SessionLost."""
+        self.supervisor.attach(on_lost)
+        head = Guest(self._started.head)
+        return await self._booted(head, self.supervisor.expect("started"), layer=0)
+
+    async def boot_again(self) -> tuple[Guest, int]:
+        """Give a second pristine head, and its layer."""
+        layer = self.builder.number_layer()
+        ours, theirs = socket.socketpair()
+        head = Guest(ours)
+        with theirs:
+            started = self.supervisor.expect("started", key=layer)
+            self.supervisor.send({"op": "boot", "layer": layer}, (theirs.fileno(),))
+        return await self._booted(head, started, layer=layer), layer
+
+    async def _booted(self, head: Guest, started: asyncio.Future[object], *, layer: int) -> Guest:
+        head.output.close()
+        try:
+            await asyncio.wait_for(started, BOOT_TIMEOUT_S)
+            await head.link.expect("parked", timeout_s=BOOT_TIMEOUT_S)
+            head.identify()
+            self._heads.add(head.pid)
+        except (SandboxError, ProcessLookupError, TimeoutError):
+            head.close()
+            # Init's word about the step that failed says more than the end of the link.
+            raise self.failure or SessionLost("the first guest died", hint=RESTART_HINT) from None
+        return head
+
+    async def fork(self, parent: Guest, *, live: bool = False) -> Guest:
+        """Fork a guest; `live` tells that threads of the parent are left behind.
+
+        The child has a link and pipes of its own, and is held by a pidfd.
+        """
+        ours, theirs = socket.socketpair()
+        child = Guest(ours)
+        self._fork_number += 1
+        self._forked[self._fork_number] = child
+        with theirs:
+            fds = (theirs.fileno(), *child.output.write_ends)
+            parent.link.send({"op": "fork", "id": self._fork_number, "live": live}, fds)
+        child.output.close_write_ends()
+        try:
+            await child.link.expect("hello", timeout_s=FORK_TIMEOUT_S)
+            child.identify()
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    def hear(self, frame: Frame) -> None:
+        """Hear from a parked guest: how a child of it ended, and nothing else."""
+        body = frame.body
+        number, code, status = body.get("id"), body.get("code"), body.get("status")
+        if frame.op != "exited" or not all(type(v) is int for v in (number, code, status)):
+            raise ProtocolError("a head said something else than how a child ended")
+        child = self._forked.pop(int(str(number)), None)
+        if child is not None:
+            child.set_status(int(str(code)), int(str(status)))
+
+    def limit(self, place: Place, limits: Limits) -> None:
+        """Set a place's limits."""
+        place.cgroup.limit(
+            memory_bytes=limits.memory_bytes, cpus=limits.cpus, processes=limits.processes
+        )
+
+    async def enter(self, child: Guest, place: Place) -> tuple[str, ...]:
+        """Move a child into a place; give its notes about what could not be carried along."""
+        try:
+            place.cgroup.add(child.pid)
+        except ProcessLookupError:
+            raise ProtocolError("a child died before it was placed") from None
+        self.supervisor.send({"op": "gate", "pid": child.pid_inside, "kind": "enter"})
+        child.link.send({"op": "enter"}, place.namespace_fds)
+        return await self._ready(child)
+
+    async def _ready(self, child: Guest) -> tuple[str, ...]:
+        frame = await child.link.expect("ready", timeout_s=ENTER_TIMEOUT_S)
+        notes = frame.body.get("notes")
+        return tuple(str(n)[:500] for n in notes[:20]) if isinstance(notes, list) else ()
+
+    async def graft(self, guest: Guest, place: Place, mount_namespace: int) -> tuple[str, ...]:
+        """Give a guest that goes on with its threads the root and the cgroup of a new place.
+
+        Threads keep a process out of `setns`, so the new root is moved into its mount namespace.
+        """
+        place.cgroup.add(guest.pid)
+        body = {"op": "graft", "layer": place.layer}
+        answer = self.supervisor.expect("grafted", key=place.layer)
+        self.supervisor.send(body, (place.namespace_fds[0], mount_namespace))
+        if "error" in (reply := await answer):
+            raise ProtocolError(f"a resident guest got no new root: {reply['error']}")
+        guest.link.send({"op": "switch"})
+        return await self._ready(guest)
+
+    async def park(self, child: Guest) -> None:
+        """Make a guest a head: another user, the heads' cgroup, its end reported by init."""
+        self._heads.add(child.pid)
+        self.supervisor.send({"op": "gate", "pid": child.pid_inside, "kind": "park"})
+        child.link.send({"op": "park"})
+        await child.link.expect("parked", timeout_s=ENTER_TIMEOUT_S)
+        child.output.close()
+
+    def watch(self, guest: Guest) -> None:
+        """Have init report the end of a guest whose parent is about to be killed."""
+
+        def reaped(code: int, status: int) -> None:
+            guest.set_status(code, status)
+
+        self.supervisor.reaped[guest.pid_inside] = reaped
+        self.supervisor.send({"op": "watch", "pid": guest.pid_inside})
+
+    def discard(self, layer: int) -> None:
+        """Throw the files of a layer away."""
+        if self.failure is None:
+            self.supervisor.send({"op": "discard", "layer": layer})
+
+    async def drop(self, place: Place) -> None:
+        """Kill what is in a place and throw it and its files away."""
+        await asyncio.to_thread(place.close)
+        self.discard(place.layer)
+
+    def kill(self) -> None:
+        """End every process and remove every cgroup; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.supervisor.close()
+        # The end of init has ended everything; what is in the cgroups is just leaving.
+        self._cgroups.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._started.monitor.wait(MONITOR_TIMEOUT_S)
