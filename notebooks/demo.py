@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TOUR = Path(__file__).with_name("tour.ipynb")
 CELL_TIMEOUT_S = 120
 WIDTH = 120
+FIRST_LINE_WIDTH = 26
 COMMITTED_STYLES = {"ok": "green", "error": "yellow", "interrupted": "yellow"}
 
 
@@ -129,6 +130,7 @@ def execute(
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_S,
+        coalesce_streams=True,
         kernel_name=notebook.metadata.kernelspec.name,
         resources={"metadata": {"path": str(folder)}},
         on_cell_execute=on_cell_execute,
@@ -173,8 +175,8 @@ def execute_visibly(
 def table(reports: Sequence[CellReport]) -> Table:
     """Lay out what every cell used."""
     result = Table(box=box.SIMPLE_HEAD)
-    result.add_column("cell", justify="right")
-    result.add_column("first line", no_wrap=True, overflow="ellipsis", max_width=38)
+    result.add_column("cell", justify="right", no_wrap=True)
+    result.add_column("first line", no_wrap=True, max_width=FIRST_LINE_WIDTH)
     for heading in ("time", "cpu", "peak memory"):
         result.add_column(heading, justify="right", no_wrap=True)
     for heading in ("outcome", "error", "state"):

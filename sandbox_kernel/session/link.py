@@ -40,6 +40,8 @@ class GuestLink:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self.read)
         self.handler: Callable[[Frame], None] | None = None
+        self.on_child_exit: Callable[[Frame], None] = lambda _: None
+        """Who hears how a fork of this guest ended, which only its parent learns."""
         self.on_closed: Callable[[], None] = lambda: None
         self.failure: Exception | None = None
         self.pid = 0
@@ -135,7 +137,9 @@ class GuestLink:
     def _feed(self, data: bytes) -> bool:
         try:
             for frame in self._decoder.feed(data):
-                if self.handler is not None:
+                if frame.op == "exited":
+                    self.on_child_exit(frame)
+                elif self.handler is not None:
                     self.handler(frame)
                 else:
                     self._inbox.append(frame)

@@ -58,14 +58,14 @@ class Pod:
     async def boot(self, on_lost: Callable[[], None]) -> Guest:
         """Give the first head, once init and it are up; raises LaunchError, SessionLost."""
         self.supervisor.attach(on_lost)
-        head = Guest(self._started.head)
+        head = self._guest(self._started.head)
         return await self._booted(head, self.supervisor.expect("started"), layer=0)
 
     async def boot_again(self) -> tuple[Guest, int]:
         """Give a second pristine head, and its layer."""
         layer = self.builder.number_layer()
         ours, theirs = socket.socketpair()
-        head = Guest(ours)
+        head = self._guest(ours)
         with theirs:
             started = self.supervisor.expect("started", key=layer)
             self.supervisor.send({"op": "boot", "layer": layer}, (theirs.fileno(),))
@@ -90,7 +90,7 @@ class Pod:
         The child has a link and pipes of its own, and is held by a pidfd.
         """
         ours, theirs = socket.socketpair()
-        child = Guest(ours)
+        child = self._guest(ours)
         self._fork_number += 1
         self._forked[self._fork_number] = child
         with theirs:
@@ -105,15 +105,20 @@ class Pod:
             raise
         return child
 
-    def hear(self, frame: Frame) -> None:
-        """Hear from a parked guest: how a child of it ended, and nothing else."""
-        body = frame.body
-        number, code, status = body.get("id"), body.get("code"), body.get("status")
-        if frame.op != "exited" or not all(type(v) is int for v in (number, code, status)):
-            raise ProtocolError("a head said something else than how a child ended")
-        child = self._forked.pop(int(str(number)), None)
+    def _guest(self, sock: socket.socket) -> Guest:
+        guest = Guest(sock)
+        guest.link.on_child_exit = self._hear
+        return guest
+
+    def _hear(self, frame: Frame) -> None:
+        """Hear from a guest how a fork of it ended; a lie changes no more than a verdict's text."""
+        numbers = [frame.body.get(name) for name in ("id", "code", "status")]
+        if not all(type(number) is int for number in numbers):
+            raise ProtocolError("a guest did not say which child ended how")
+        number, code, status = map(int, map(str, numbers))
+        child = self._forked.pop(number, None)
         if child is not None:
-            child.set_status(int(str(code)), int(str(status)))
+            child.set_status(code, status)
 
     def limit(self, place: Place, limits: Limits) -> None:
         """Set a place's limits."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox_kernel.errors import ConfigError, ProtocolError, SandboxError, SessionLost
+from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.model import (
     CellResult,
     Event,
@@ -111,7 +112,7 @@ class Session:
         """Let a parked guest hold the state from now on, and end the one that did."""
         old, old_layer = self._head, self._head_layer
         self._head, self._head_layer = head, empty_layer
-        head.link.handler = self._pod.hear
+        head.link.handler = _refuse
         head.on_exit(self._head_died)
         if old is not None:
             old.retire()
@@ -358,6 +359,8 @@ class Session:
         pod.supervisor.send({"op": "commit", "layer": place.layer})
         committed = await layer
         usage = self._measure(prepared, cell, int(committed["disk_bytes"]))
+        if self._resident is None:
+            pod.watch(child)  # its parent, the head, is about to be replaced
         self._resident = Prepared(child, place, (), verdict.fragile)
         child.on_exit(self._resident_died)
         if committed["changed"]:
@@ -450,6 +453,10 @@ class Session:
             peak_processes=len(cgroup.processes()),
             disk_bytes=self._disk_used,
         )
+
+
+def _refuse(frame: Frame) -> None:
+    raise ProtocolError(f"a head said {frame.op[:40]!r} though nobody asked")
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

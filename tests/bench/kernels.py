@@ -58,7 +58,7 @@ class RunningKernel:
 
 
 def choose(name: str, *, extra_arguments: tuple[str, ...] = ()) -> KernelChoice:
-    """Find a kernelspec; a sandboxed kernel gets roomy limits before the given arguments.
+    """Find a kernelspec; a sandboxed kernel gets roomy limits, except for those that are given.
 
     Raises BenchError if no such kernelspec is installed.
     """
@@ -68,7 +68,13 @@ def choose(name: str, *, extra_arguments: tuple[str, ...] = ()) -> KernelChoice:
         remedy = "run `sandbox-kernel install --sys-prefix`, or choose another with --kernel"
         raise BenchError(f"no kernel named {name!r} is installed ({remedy})") from None
     roomy = ROOMY if any("sandbox_kernel" in word for word in spec.argv) else ()
-    return KernelChoice(name, roomy + extra_arguments)
+    return KernelChoice(name, with_defaults(extra_arguments, roomy))
+
+
+def with_defaults(given: tuple[str, ...], defaults: tuple[str, ...]) -> tuple[str, ...]:
+    """Put those `--name=value` in front that are not given; traitlets takes no name twice."""
+    names = {argument.partition("=")[0] for argument in given}
+    return tuple(word for word in defaults if word.partition("=")[0] not in names) + given
 
 
 def start(choice: KernelChoice, *, patience_s: float = 60.0) -> RunningKernel:

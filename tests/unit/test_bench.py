@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.bench.__main__ import MEASURE_KEYS, parse
-from tests.bench.kernels import parent_of, with_descendants
+from tests.bench.kernels import parent_of, with_defaults, with_descendants
 from tests.bench.measure import BenchError, Exchange, Probe
 from tests.bench.report import (
     STOCK,
@@ -178,6 +178,11 @@ def test_an_unexpected_status_says_why() -> None:
 
 def test_parent_is_found_behind_any_name() -> None:
     assert parent_of("42 (a) b (c) S 7 42 42 0 -1") == 7
+
+
+def test_a_given_argument_replaces_its_default() -> None:
+    defaults = ("--C.memory=4G", "--C.disk=1G")
+    assert with_defaults(("--C.memory=2G",), defaults) == ("--C.disk=1G", "--C.memory=2G")
 
 
 def test_descendants_of_a_session() -> None:

@@ -163,6 +163,7 @@ def test_logging_lock_held_by_a_dead_thread() -> None:
         threading.Thread(target=hold_locks, daemon=True).start()
         held.wait()
         in_child(lambda: logging.error("from the child"))
+        os._exit(0)  # here the lock is held still, and logging takes it at exit
     """)
 
 

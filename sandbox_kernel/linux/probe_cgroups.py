@@ -1,0 +1,115 @@
+"""What cgroups can do here, each thing tried in a group below this process' own.
+
+Gives for each name why it does not work, or an empty text. Runs in a process of its own, which may
+be moved about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from sandbox_kernel.errors import HostError
+from sandbox_kernel.linux import cgroup_v2, libc
+from sandbox_kernel.linux.cgroup import ACCOUNTING, CgroupTree, session_name
+from sandbox_kernel.linux.cgroup_files import CgroupFiles
+from sandbox_kernel.linux.cgroup_group import Cgroup, Node, Roles
+from sandbox_kernel.linux.mountinfo import Hierarchy, find_hierarchies, parse_mounts, parse_own
+
+NAMES = {"memory": "memory", "cpus": "cpus", "processes": "processes", "cpu_time": ACCOUNTING}
+"""The limit as users name it, and as `CgroupTree.missing` does."""
+FREEZE, KILL, SWAP = "freeze", "kill", "swap"
+
+
+def reasons() -> str:
+    """Give the object of all reasons, as JSON."""
+    missing = CgroupTree.detect().missing()
+    found = {name: missing.get(key, "") for name, key in NAMES.items()}
+    found |= _ending()
+    found[SWAP] = _swap()
+    return json.dumps(found)
+
+
+def _hierarchies() -> list[Hierarchy]:
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    own = parse_own(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
+    return find_hierarchies(mounts, own)
+
+
+def _own(hierarchy: Hierarchy) -> str:
+    """Give the directory of the own group, or the one above where a kernel has moved it down."""
+    leaf = os.path.basename(hierarchy.own) == cgroup_v2.SUPERVISOR
+    return os.path.dirname(hierarchy.own) if leaf and hierarchy.unified else hierarchy.own
+
+
+def _ending() -> dict[str, str]:
+    """Freeze and kill a process by its group, in the v2 tree or with the v1 freezer."""
+    why = "neither a v2 tree nor the freezer controller is mounted"
+    for hierarchy in _hierarchies():  # the v2 tree first
+        if not hierarchy.unified and "freezer" not in hierarchy.controllers:
+            continue
+        try:
+            return _freeze_and_kill(hierarchy)
+        except (OSError, HostError) as error:
+            why = f"{_own(hierarchy)}: {error}"
+    return {FREEZE: why, KILL: why}
+
+
+def _freeze_and_kill(hierarchy: Hierarchy) -> dict[str, str]:
+    files = CgroupFiles()
+    name = session_name("probe")
+    path = f"{_own(hierarchy)}/{name}"
+    node = Node(path, files.make_dir(path), hierarchy.unified)
+    first = 0 if hierarchy.unified else None
+    freezer = 0 if not hierarchy.unified or files.has(node.fd, "cgroup.freeze") else None
+    roles = Roles(unified=first, memory=None, cpu=None, pids=None, cpuacct=None, freezer=freezer)
+    with Cgroup(files, name, (node,), roles, depth=0) as group:
+        pid = _sleeper()
+        try:
+            group.add(pid)
+            found = {FREEZE: _tried(group.freeze)}
+            group.thaw()
+            found[KILL] = _tried(group.kill)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return found
+
+
+def _sleeper() -> int:
+    pid = libc.fork()
+    if pid == 0:
+        libc.set_parent_death_signal(signal.SIGKILL)
+        signal.pause()
+        os._exit(0)
+    return pid
+
+
+def _tried(act: object) -> str:
+    assert callable(act)
+    try:
+        act()
+    except HostError as error:
+        return error.message
+    return ""
+
+
+def _swap() -> str:
+    """Say why swap cannot be kept from a group; fine where this machine has no swap."""
+    if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) < 2:
+        return ""
+    for hierarchy in _hierarchies():
+        if "memory" in hierarchy.controllers:
+            if os.path.exists(f"{hierarchy.own}/memory.memsw.limit_in_bytes"):
+                return ""
+            return f"{hierarchy.own} has no memory.memsw.limit_in_bytes"
+    v2 = next((h for h in _hierarchies() if h.unified), None)
+    if v2 is None:
+        return "controller memory is mounted nowhere"
+    # The root group has no such file, but those below it do.
+    folders = [_own(v2), *(entry.path for entry in os.scandir(_own(v2)) if entry.is_dir())]
+    if any(os.path.exists(f"{folder}/memory.swap.max") for folder in folders):
+        return ""
+    return f"{_own(v2)} has no memory.swap.max"
