@@ -142,11 +142,11 @@ WORKSPACE_MODES = {
 
 PROTECTIONS = {
     "user_namespace": "cells run under ids that mean nothing outside",
-    "second_uid": "parked interpreters have another uid than cells",
+    "id_range": "parked interpreters have another uid than cells",
     "seccomp": "a filter denies the system calls that cells do not need",
-    "network": "cells have a network namespace of their own",
+    "network_namespace": "cells have a network of their own",
 }
-"""Protections that can be waived beside the limits, by name, where a host lacks them."""
+"""Protections that can be waived beside the limits, by the names that `linux.probe` gives them."""
 
 
 def _limit_trait(name: str) -> TraitType[Any, Any]:

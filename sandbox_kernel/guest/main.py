@@ -116,9 +116,12 @@ class Guest:
         enter.enter(fds)
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")  # whoever runs out of memory: the cell, never a head
-        notes = self._settle()
+        self._link.send({"op": "ready", "notes": self._settle()})
+
+    def _do_warm(self, frame: Frame) -> None:
+        """Get ready for a request that is not there yet."""
         self._requests.warm()
-        self._link.send({"op": "ready", "notes": notes})
+        self._link.send({**self._answer_of({"status": "ok"}), "op": "warmed"})
 
     def _do_switch(self, frame: Frame) -> None:
         """Go on in a new root, which init has put in place of the one before."""
@@ -163,16 +166,17 @@ class Guest:
                 stream.flush()
             except (OSError, ValueError):  # replaced or closed by the user: nothing of ours is lost
                 continue
+        self._link.send(self._answer_of(reply))
+
+    def _answer_of(self, reply: dict[str, Any]) -> dict[str, Any]:
         left = threads.quiesce()
-        self._link.send(
-            {
-                "op": "done",
-                "reply": _plain(reply),
-                "comms": self._requests.comms(),
-                "threads": left,
-                "fragile": threads.unforkable(left) if left else [],
-            }
-        )
+        return {
+            "op": "done",
+            "reply": _plain(reply),
+            "comms": self._requests.comms(),
+            "threads": left,
+            "fragile": threads.unforkable(left) if left else [],
+        }
 
     def _hold_interrupts(self) -> None:
         try:

@@ -27,6 +27,22 @@ from sandbox_kernel.guest.link import Link
 ipykernel.debugger._is_debugpy_available = False
 
 
+# What an execution without history leaves on the shell.
+_TRACES = ("last_execution_succeeded", "last_execution_result", "execution_count")
+_WARM: dict[str, Any] = {
+    "code": "pass",
+    "silent": False,
+    "store_history": False,
+    "user_expressions": {},
+    "allow_stdin": True,
+    "execution_count": 0,
+}
+
+
+def _trigger_nothing(event: str, *args: Any, **kwargs: Any) -> None:
+    """Stand in for the trigger of IPython's events while nothing of the user may run."""
+
+
 class LinkSession(Session):
     """A jupyter_client session whose messages go over the link."""
 
@@ -71,11 +87,11 @@ class _Callbacks:
     """As much of tornado's IOLoop as ipykernel needs to cancel an awaiting cell."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
 
     def add_callback(self, callback: Any, *args: Any) -> None:
         """Run `callback` in the loop, from any thread or signal handler."""
-        self._loop.call_soon_threadsafe(callback, *args)
+        self.loop.call_soon_threadsafe(callback, *args)
 
 
 class GuestKernel(IPythonKernel):
@@ -132,7 +148,7 @@ class Requests:
 
     def __init__(self, kernel: GuestKernel) -> None:
         self.kernel = kernel
-        self._loop = asyncio.get_event_loop_policy().get_event_loop()
+        self._loop: asyncio.AbstractEventLoop = kernel.io_loop.loop
         self._ours = self._hooks()
 
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -194,12 +210,17 @@ class Requests:
 
         Only while no hook of the user could notice.
         """
-        shell = self.kernel.shell
         if self._hooks() != self._ours:
             return
-        # `silent` leaves history, counter and output alone.
-        shell.run_cell("pass", store_history=False, silent=True)
-        shell._last_traceback = None
+        shell = self.kernel.shell
+        kept = {name: getattr(shell, name) for name in _TRACES}
+        shell.events.trigger = _trigger_nothing
+        try:
+            self.execute(_WARM)
+        finally:
+            del shell.events.trigger
+        for name, value in kept.items():
+            setattr(shell, name, value)
 
     def _hooks(self) -> tuple[Any, ...]:
         shell = self.kernel.shell

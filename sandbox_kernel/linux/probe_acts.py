@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import stat
+from typing import NoReturn
 
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux import libc, probe_child
@@ -69,7 +70,10 @@ def terminals() -> str:
 
 
 def stage() -> None:
-    """Make a mount namespace with a small tmpfs at STAGE, and go there."""
+    """Make a mount namespace with a small tmpfs at STAGE, and go there.
+
+    From here on nothing may be imported: this Python may be installed below STAGE.
+    """
     libc.unshare(libc.CLONE_NEWNS)
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     flags = libc.MS_NOSUID | libc.MS_NODEV
@@ -82,8 +86,7 @@ def sized_tmpfs() -> str:
     stage()
     try:
         with open("full", "wb", buffering=0) as file:
-            for _ in range(2 * STAGE_BYTES // 65536):
-                file.write(bytes(65536))
+            file.writelines(bytes(65536) for _ in range(2 * STAGE_BYTES // 65536))
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return ""
@@ -121,8 +124,7 @@ def idmapped(folder: str, userns_fd: int) -> str:
 def overlay() -> str:
     """Mount an overlay on a tmpfs and write through it."""
     _overlay("userxattr")
-    with open("m/new", "w", encoding="ascii") as file:
-        file.write("x")
+    _touch("m/new")
     if not os.path.exists("u/new"):
         raise HostError("what is written through an overlay does not arrive in its upper")
     return ""
@@ -173,8 +175,12 @@ def _overlay(options: str) -> None:
     for name in ("l", "l/folder", "u", "w", "m"):
         os.mkdir(name)
     for name in ("l/file", "l/folder/old"):
-        os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o644))
+        _touch(name)
     _mount_overlay("l", options)
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _mount_overlay(lowers: str, options: str) -> None:
@@ -197,7 +203,8 @@ def asking_filter() -> str:
     def filtered() -> str:
         libc.set_no_new_privs()
         listener = libc.seccomp_load(program, listener=True)
-        assert listener is not None
+        if listener is None:
+            raise HostError("a filter gives no listener")
         socket.send_fds(theirs, [b"l"], [listener])
         os.close(listener)
         try:
@@ -207,15 +214,18 @@ def asking_filter() -> str:
             return ""
         raise HostError("a held system call was not refused")
 
-    def answer(_pid: int) -> None:
-        # The filtered process begins when this returns, so the answers come from one more.
-        if libc.fork() == 0:
-            _answer_twice(ours)
+    # This process waits for the filtered one, so the answers come from one more.
+    pid = libc.fork()
+    if pid == 0:
+        _answer_twice(ours)
+    try:
+        return probe_child.call(filtered)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
-    return probe_child.call(filtered, prepare=answer)
 
-
-def _answer_twice(sock: socket.socket) -> None:
+def _answer_twice(sock: socket.socket) -> NoReturn:
     try:
         libc.set_parent_death_signal(signal.SIGKILL)
         _, fds, _, _ = socket.recv_fds(sock, 1, 1)

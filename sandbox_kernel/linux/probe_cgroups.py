@@ -1,14 +1,15 @@
 """What cgroups can do here, each thing tried in a group below this process' own.
 
-Gives for each name why it does not work, or an empty text. Runs in a process of its own, which may
-be moved about.
+Runs in a process of its own, which may be moved about.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from sandbox_kernel.errors import HostError
@@ -23,13 +24,26 @@ NAMES = {"memory": "memory", "cpus": "cpus", "processes": "processes", "cpu_time
 FREEZE, KILL, SWAP = "freeze", "kill", "swap"
 
 
+Reason = tuple[int, str, str]
+"""An errno (or 0), why it does not work (empty: it does), and what to do if that is known."""
+WORKS: Reason = (0, "", "")
+
+_WITH_HINT = re.compile(r"(?P<why>.*?) \((?P<hint>.*)\)")
+
+
 def reasons() -> str:
-    """Give the object of all reasons, as JSON."""
+    """Give the object of all reasons by name, as JSON."""
     missing = CgroupTree.detect().missing()
-    found = {name: missing.get(key, "") for name, key in NAMES.items()}
+    found = {name: _split(missing.get(key, "")) for name, key in NAMES.items()}
     found |= _ending()
-    found[SWAP] = _swap()
+    found[SWAP] = (0, _swap(), "")
     return json.dumps(found)
+
+
+def _split(reason: str) -> Reason:
+    """Part a reason from the remedy that stands in brackets after it."""
+    match = _WITH_HINT.fullmatch(reason)
+    return (0, reason, "") if match is None else (0, match["why"], match["hint"])
 
 
 def _hierarchies() -> list[Hierarchy]:
@@ -44,20 +58,22 @@ def _own(hierarchy: Hierarchy) -> str:
     return os.path.dirname(hierarchy.own) if leaf and hierarchy.unified else hierarchy.own
 
 
-def _ending() -> dict[str, str]:
+def _ending() -> dict[str, Reason]:
     """Freeze and kill a process by its group, in the v2 tree or with the v1 freezer."""
-    why = "neither a v2 tree nor the freezer controller is mounted"
+    reason: Reason = (0, "neither a v2 tree nor the freezer controller is mounted", "")
     for hierarchy in _hierarchies():  # the v2 tree first
         if not hierarchy.unified and "freezer" not in hierarchy.controllers:
             continue
         try:
             return _freeze_and_kill(hierarchy)
-        except (OSError, HostError) as error:
-            why = f"{_own(hierarchy)}: {error}"
-    return {FREEZE: why, KILL: why}
+        except OSError as error:
+            reason = (error.errno or 0, f"{error.strerror} ({error.filename})", "")
+        except HostError as error:
+            reason = (0, error.message, error.hint)
+    return {FREEZE: reason, KILL: reason}
 
 
-def _freeze_and_kill(hierarchy: Hierarchy) -> dict[str, str]:
+def _freeze_and_kill(hierarchy: Hierarchy) -> dict[str, Reason]:
     files = CgroupFiles()
     name = session_name("probe")
     path = f"{_own(hierarchy)}/{name}"
@@ -87,13 +103,12 @@ def _sleeper() -> int:
     return pid
 
 
-def _tried(act: object) -> str:
-    assert callable(act)
+def _tried(act: Callable[[], None]) -> Reason:
     try:
         act()
     except HostError as error:
-        return error.message
-    return ""
+        return (0, error.message, "")
+    return WORKS
 
 
 def _swap() -> str:

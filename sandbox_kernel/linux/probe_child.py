@@ -81,7 +81,7 @@ def _read(fd: int) -> bytes:
     deadline_s = time.monotonic() + TIMEOUT_S
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0 or not poll.poll(left_s * 1000):

@@ -137,6 +137,8 @@ class GuestLink:
     def _feed(self, data: bytes) -> bool:
         try:
             for frame in self._decoder.feed(data):
+                if frame.op == "warmed":  # nobody waits for it, and it may come at any time
+                    continue
                 if frame.op == "exited":
                     self.on_child_exit(frame)
                 elif self.handler is not None:

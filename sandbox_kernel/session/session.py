@@ -72,6 +72,7 @@ class Session:
         self._resident: Prepared | None = None
         self._next: asyncio.Task[Prepared] | None = None
         self._spare: asyncio.Task[Place] | None = None
+        self._settled: asyncio.Task[None] | None = None
         self._boot: asyncio.Task[None] | None = None
         self._cell: Cell | None = None
         self._running: Prepared | None = None
@@ -164,7 +165,13 @@ class Session:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def _settle_down(self) -> None:
+        """Wait until the cell before is committed."""
+        if self._settled is not None:
+            await self._settled
+
     async def _prepare_next(self) -> Prepared:
+        await self._settle_down()
         assert self._head is not None
         return await self._placed(self._head, live=False)
 
@@ -183,6 +190,10 @@ class Session:
             await self._pod.drop(place)
             raise
         place.release_namespaces()
+        if not self._lock.locked():  # no request is waiting: time to get ready for one
+            child.link.send({"op": "warm"})
+        if self._spare is None and not live:
+            self._spare = self._start(self._pod.builder.build())
         return Prepared(child, place, notes)
 
     async def _take_place(self) -> Place:
@@ -201,6 +212,7 @@ class Session:
     async def _take(self) -> Prepared:
         """Give a guest that is ready; one more try if the one at hand has died meanwhile."""
         await self.ready()
+        await self._settle_down()
         if self._resident is not None:
             return await self._take_resident(self._resident)
         for _ in range(2):
@@ -290,7 +302,6 @@ class Session:
         prepared = await self._take()
         if limits != self.spec.ceiling:
             self._pod.limit(prepared.place, limits)
-        self._spare = self._start(self._pod.builder.build())
         cell = Cell(
             prepared.child, prepared.place.cgroup, limits, grace_s=self.spec.grace_s, sink=sink
         )
@@ -321,51 +332,45 @@ class Session:
         )
 
     async def _conclude(self, prepared: Prepared, cell: Cell, verdict: Verdict) -> Usage:
+        """See to it that nothing of the cell runs on; commit or roll back behind the reply."""
         if not verdict.committed:
             return await self._roll_back(prepared, cell)
         self.comms = dict(verdict.comms)
-        if verdict.threads:
-            return await self._stay(prepared, cell, verdict)
-        return await self._commit(prepared, cell)
-
-    async def _commit(self, prepared: Prepared, cell: Cell) -> Usage:
-        """Make the child the head and its files a layer; nothing else of the cell stays."""
-        child, place, pod = prepared.child, prepared.place, self._pod
-        others = [pid for pid in place.cgroup.processes() if pid != child.pid]
-        layer = pod.supervisor.expect("committed", key=place.layer)
-        parked = self._start(pod.park(child)) if not others else None
-        if others:
-            await resident.kill_others(place.cgroup, child)
-            child.output.drain()
-            parked = self._start(pod.park(child))
-        pod.supervisor.send({"op": "commit", "layer": place.layer})
-        assert parked is not None
-        await parked
-        committed = await layer
-        usage = self._measure(prepared, cell, int(committed["disk_bytes"]))
-        place.close()
-        pod.watch(child)
-        self._resident = None
-        self._become_head(child, None if committed["changed"] else place.layer)
-        if committed["changed"]:
-            await self._drop_spare()
+        await resident.kill_others(prepared.place.cgroup, prepared.child)
+        usage = self._measure(prepared, cell)
+        self._settled = self._start(self._settle(prepared, verdict))
         return usage
 
-    async def _stay(self, prepared: Prepared, cell: Cell, verdict: Verdict) -> Usage:
-        """Keep the child itself for the next cell, since a fork would lose its threads."""
+    async def _settle(self, prepared: Prepared, verdict: Verdict) -> None:
+        """Commit; a guest that does not play its part is thrown away, and the head stays."""
+        try:
+            await self._keep(prepared, verdict)
+        except ProtocolError as error:
+            self._notes = (f"The variables are as they were before the last cell: {error}.",)
+            prepared.child.close()
+            await self._pod.drop(prepared.place)
+
+    async def _keep(self, prepared: Prepared, verdict: Verdict) -> None:
+        """Make the child the head, or keep it as it is; its files become a layer."""
         child, place, pod = prepared.child, prepared.place, self._pod
-        await resident.kill_others(place.cgroup, child)
-        layer = pod.supervisor.expect("committed", key=place.layer)
+        child.on_exit(lambda: None)
+        committed = pod.supervisor.expect("committed", key=place.layer)
         pod.supervisor.send({"op": "commit", "layer": place.layer})
-        committed = await layer
-        usage = self._measure(prepared, cell, int(committed["disk_bytes"]))
-        if self._resident is None:
-            pod.watch(child)  # its parent, the head, is about to be replaced
-        self._resident = Prepared(child, place, (), verdict.fragile)
-        child.on_exit(self._resident_died)
-        if committed["changed"]:
+        if verdict.threads:  # a fork would lose them: the child itself goes on
+            if self._resident is None:
+                pod.watch(child)  # its parent, the head, is about to be replaced
+            self._resident = Prepared(child, place, (), verdict.fragile)
+            child.on_exit(self._resident_died)
+        else:
+            await pod.park(child)
+            place.close()
+            pod.watch(child)
+            self._resident = None
+        changed = bool((await committed)["changed"])
+        if not verdict.threads:
+            self._become_head(child, None if changed else place.layer)
+        if changed:
             await self._drop_spare()
-        return usage
 
     def _resident_died(self) -> None:
         """Return to the head: a thread of the resident guest has killed it between two cells."""
@@ -384,10 +389,8 @@ class Session:
         """Kill everything in the cell's container and drop its files."""
         child, place = prepared.child, prepared.place
         place.cgroup.kill()
-        discarded = await self._pod.supervisor.ask(
-            {"op": "discard", "layer": place.layer}, "discarded", key=place.layer
-        )
-        usage = self._measure(prepared, cell, int(discarded["disk_bytes"]))
+        usage = self._measure(prepared, cell)
+        self._pod.discard(place.layer)
         child.on_exit(lambda: None)
         child.close()
         await asyncio.to_thread(place.close)
@@ -401,11 +404,13 @@ class Session:
     def _adopt(self, head: Guest, layer: int | None) -> None:
         self._become_head(head, layer)
 
-    def _measure(self, prepared: Prepared, cell: Cell, disk_bytes: int) -> Usage:
+    def _measure(self, prepared: Prepared, cell: Cell) -> Usage:
         output = prepared.child.output
         output.drain()
         output.stop()
         counted = prepared.place.cgroup.usage()
+        assert self._head is not None
+        disk_bytes = self._pod.files_bytes(self._head)
         used, self._disk_used = max(disk_bytes - self._disk_used, 0), disk_bytes
         return Usage(
             wall_s=cell.wall_s,

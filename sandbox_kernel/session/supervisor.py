@@ -54,6 +54,8 @@ class Supervisor:
     def expect(self, answer: str, *, key: int = 0) -> asyncio.Future[dict[str, Any]]:
         """Give a future of the next message with that verb."""
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        # Whoever asked may be cancelled before the answer: its failure is no news then.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self.failure is not None:
             future.set_exception(self.failure)
         else:
@@ -101,7 +103,6 @@ class Supervisor:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(self.failure)
-                waiting.exception()  # retrieved: nobody may be waiting any more
         self._waiting.clear()
 
 
