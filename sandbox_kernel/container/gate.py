@@ -38,8 +38,14 @@ class Gate:
         self._open: dict[int, list[int]] = {}
 
     def announce(self, pid: int, kind: str) -> None:
-        """Let `pid` make the calls of one sequence, once. Only one process is let in at a time."""
-        self._open = {pid: list(SEQUENCES[kind])}
+        """Let `pid` make the calls of one sequence, once; a new announcement voids an old one.
+
+        At most two processes are let in at a time: one that parks, and the next that enters.
+        """
+        self._open.pop(pid, None)
+        while len(self._open) >= 2:
+            del self._open[next(iter(self._open))]
+        self._open[pid] = list(SEQUENCES[kind])
 
     def answer(self, listener_fd: int) -> None:
         """Answer one notification; the caller has read all announcements that were sent before."""
@@ -60,6 +66,8 @@ class Gate:
             del self._open[pid]
             return False
         expected.pop(0)
+        if not expected:
+            del self._open[pid]
         return True
 
     def _threads(self, pid: int) -> int:

@@ -12,10 +12,9 @@ import logging
 import selectors
 import sys
 import threading
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import ipykernel.debugger
 from ipykernel.ipkernel import IPythonKernel
 from jupyter_client.session import Session
 from traitlets.config import Config
@@ -23,8 +22,15 @@ from traitlets.config import Config
 from sandbox_kernel.guest import streams
 from sandbox_kernel.guest.link import Link
 
-# Debugging is not offered, and the debugger of ipykernel starts threads: a guest must not.
-ipykernel.debugger._is_debugpy_available = False
+
+def _forgo_debugger() -> None:
+    """Keep ipykernel from loading debugpy: it costs 0.1 s and starts threads, and is not offered."""
+    if "ipykernel.debugger" not in sys.modules:
+        stub = ModuleType("ipykernel.debugger")
+        stub._is_debugpy_available = False  # type: ignore[attr-defined]
+        stub.Debugger = object  # type: ignore[attr-defined]
+        sys.modules["ipykernel.debugger"] = stub
+
 
 
 # What an execution without history leaves on the shell.
@@ -116,6 +122,7 @@ class GuestKernel(IPythonKernel):
 
 def make_kernel(link: Link) -> GuestKernel:
     """Make the one kernel of this process, its event loop and its standard streams."""
+    _forgo_debugger()
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())
     asyncio.set_event_loop(loop)
 

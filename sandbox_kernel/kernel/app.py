@@ -21,6 +21,7 @@ from sandbox_kernel.config import SandboxConfig, freeze
 from sandbox_kernel.errors import ConfigError, SandboxError
 from sandbox_kernel.image.host import resolve
 from sandbox_kernel.kernel.lazy import defer
+from sandbox_kernel.kernel.parent import ParentWatch
 from sandbox_kernel.model import SessionSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def serve(
     The first is opened before the libraries are loaded. Where that fails, the kernel tries
     again at the first cell, and the error stands there for the user to read.
     """
+    parent_watch = ParentWatch.of_environment()
     spec = session = None
     try:
         spec = read_spec()
@@ -60,7 +62,9 @@ def serve(
     defer("IPython")
     from sandbox_kernel.kernel.host import SandboxKernelApp  # noqa: PLC0415 - see above
 
-    app = SandboxKernelApp.instance(read_spec=read_spec, open_session=open_session)
+    app = SandboxKernelApp.instance(
+        read_spec=read_spec, open_session=open_session, parent_watch=parent_watch
+    )
     app.initialize(list(arguments))
     if spec is not None and session is not None:
         app.kernel.sessions.adopt(spec, session)

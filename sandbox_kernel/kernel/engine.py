@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from sandbox_kernel.errors import HostError, LaunchError, SandboxError, SessionLost
@@ -94,6 +95,8 @@ class SessionHolder:
         self._session: Engine | None = None
         self._proven = False
         self._closed = False
+        self._wall_s = 0.0
+        self._output_bytes = 0
 
     @property
     def session(self) -> Engine | None:
@@ -109,20 +112,32 @@ class SessionHolder:
 
     def adopt(self, spec: SessionSpec, session: Engine) -> None:
         """Take a session that was begun elsewhere."""
-        self._spec, self._session, self._proven = spec, session, False
+        self._spec = spec
+        self._take(session)
 
     def acquire(self) -> Engine:
         """Give the current session, a new one where there is none; raises SandboxError."""
         if self._closed:
             raise SessionLost("the kernel is shutting down", hint="start a new kernel")
-        if self._session is None:
-            session = self._open_session(self.spec)
-            self._session, self._proven = session, False
-        return self._session
+        return self._session or self._take(self._open_session(self.spec))
 
-    def prove(self) -> None:
-        """Note that the current session has run something, so it holds state worth keeping."""
+    def _take(self, session: Engine) -> Engine:
+        self._session, self._proven = session, False
+        self._wall_s, self._output_bytes = 0.0, 0
+        return session
+
+    def record(self, result: CellResult) -> None:
+        """Note that the current session ran a cell: it holds state worth keeping from now on."""
         self._proven = True
+        self._wall_s += result.usage.wall_s
+        self._output_bytes += result.usage.output_bytes
+
+    def usage(self) -> Usage | None:
+        """Give what the current session used so far, all its cells together."""
+        if self._session is None:
+            return None
+        used = self._session.usage()
+        return replace(used, wall_s=self._wall_s, output_bytes=self._output_bytes)
 
     def fail(self, error: SandboxError) -> str:
         """Drop the session if it can be of no use; give the sentence that says what is left."""

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import zmq
 from ipykernel.control import ControlThread
@@ -23,17 +22,15 @@ from jupyter_client.session import Session, session_aliases, session_flags
 from jupyter_core.paths import jupyter_runtime_dir
 from tornado.ioloop import IOLoop
 from traitlets import Any as AnyTrait
-from traitlets import Integer, Unicode
+from traitlets import Instance, Unicode
 from traitlets.config.application import Application, catch_config_error
 from traitlets.utils import filefind
 from zmq.eventloop.zmqstream import ZMQStream
 
 from sandbox_kernel.config import SandboxConfig
 from sandbox_kernel.kernel.kernel import SandboxKernel
+from sandbox_kernel.kernel.parent import ParentWatch
 from sandbox_kernel.kernel.sockets import Heartbeat, bind
-
-if TYPE_CHECKING:
-    import asyncio
 
 ALIASES = {
     **session_aliases,
@@ -47,7 +44,6 @@ ALIASES = {
     "control": "SandboxKernelApp.control_port",
     "log-level": "Application.log_level",
 }
-PARENT_POLL_S = 0.5
 
 
 class SandboxKernelApp(Application, ConnectionFileMixin):
@@ -71,10 +67,7 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
     read_spec = AnyTrait()
     open_session = AnyTrait()
     connection_dir = Unicode()
-    parent_handle = Integer(
-        int(os.environ.get("JPY_PARENT_PID") or 0),
-        help="The process whose death ends this one; 0 for none.",
-    ).tag(config=True)
+    parent_watch = Instance(ParentWatch)
 
     def _ip_default(self) -> str:
         # The mixin's default asks every interface of the host, even if the file names one.
@@ -92,9 +85,11 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
         self.parse_command_line(argv)
         self._read_connection_file()
         self._bind_sockets()
+        self._make_kernel()
+        self._await_end()
+        # Last, for who waits for the file may send a signal as soon as it is there.
         if not self._given:
             self._write_connection_file()
-        self._make_kernel()
 
     def _read_connection_file(self) -> None:
         self.connection_file = self.connection_file or f"kernel-{os.getpid()}.json"
@@ -151,21 +146,23 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
         self.kernel.record_ports({name: getattr(self, name) for name in names})
         atexit.register(self.kernel.sessions.kill)
 
-    def start(self) -> None:
-        """Serve until a shutdown request, a signal, or the death of the client."""
-        io_loop = IOLoop.current()
-        loop = io_loop.asyncio_loop  # type: ignore[attr-defined]
+    def _await_end(self) -> None:
+        self._io_loop = IOLoop.current()
+        loop = self._io_loop.asyncio_loop  # type: ignore[attr-defined]
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.stop)
-        self._watch_parent(loop)
+        self.parent_watch.attach(loop, self.stop)
+
+    def start(self) -> None:
+        """Serve until a shutdown request, a signal, or the death of the client."""
         self.kernel.start()
         self._control_thread.start()
-        io_loop.start()
+        self._io_loop.start()
 
     def stop(self) -> None:
         """End the session at once and leave the loop."""
         self.kernel.sessions.kill()
-        self.kernel.io_loop.stop()
+        self._io_loop.stop()
 
     def close(self) -> None:
         """Stop the threads, and let the last messages leave."""
@@ -178,23 +175,3 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
         for socket in (self._shell, self._control, self._stdin):
             socket.close()
         self.context.term()
-
-    def _watch_parent(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Stop when the client that started this process dies."""
-        if self.parent_handle in (0, 1):
-            return
-        if self.parent_handle == os.getppid():
-            parent_fd = os.pidfd_open(self.parent_handle)
-            loop.add_reader(parent_fd, self.stop)
-            if os.getppid() == self.parent_handle:
-                return
-            self.stop()
-        # Something stands between client and kernel, a wrapper script for one; it may be gone
-        # with the client, which shows as another parent.
-        self._poll_parent(loop, os.getppid())
-
-    def _poll_parent(self, loop: asyncio.AbstractEventLoop, expected: int) -> None:
-        if os.getppid() != expected:
-            self.stop()
-            return
-        loop.call_later(PARENT_POLL_S, self._poll_parent, loop, expected)

@@ -172,7 +172,7 @@ class SandboxKernel(OrderedKernel):
             result = await session.execute(replace(execution, code=code), limits, sink)
         finally:
             prompter.close()
-        self.sessions.prove()
+        self.sessions.record(result)
         self._figures = report.figures(result, image=spec.image.reference)
         error = report.error_of(result, ceiling=spec.ceiling, grace_s=spec.grace_s)
         if error is not None:
@@ -183,8 +183,8 @@ class SandboxKernel(OrderedKernel):
         return answers.execute_reply(result, error)
 
     async def _show_status(self, publisher: Publisher) -> Json:
-        spec, session = self.sessions.spec, self.sessions.session
-        usage = None if session is None else session.usage()
+        spec = self.sessions.spec
+        usage = self.sessions.usage()
         bundle = report.status_bundle(spec.ceiling, usage, image=spec.image.reference)
         publisher.send("display_data", {"data": bundle, "metadata": {}, "transient": {}})
         return {"status": "ok", "user_expressions": {}, "payload": []}
@@ -239,7 +239,9 @@ class SandboxKernel(OrderedKernel):
             return _sendable(await session.ask(msg_type, content))
         except SandboxError as error:
             self.log.info("%s was not answered: %s", msg_type, error)
-            return {}
+        except Exception:  # an empty reply is better than a client that waits for ever
+            self.log.exception("%s was not answered", msg_type)
+        return {}
 
     async def do_is_complete(self, code: str) -> Json:
         """Answer from the text alone."""
@@ -304,10 +306,9 @@ class SandboxKernel(OrderedKernel):
         self.session.send(stream, "usage_reply", content, parent, ident)
 
     async def _usage(self) -> Json:
-        session = self.sessions.session
-        if session is None:
+        usage = self.sessions.usage()
+        if usage is None:
             return answers.usage_reply(Usage(), None, 0.0)
-        usage = session.usage()
         limits = self.sessions.spec.ceiling
         return answers.usage_reply(usage, limits, self._meter.percent(usage.cpu_s))
 

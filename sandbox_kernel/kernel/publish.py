@@ -1,7 +1,7 @@
 """What one request publishes on iopub: in order, merged into few messages, well formed.
 
-Text of a cell is merged: the first piece goes out at once, so that a user sees it without
-delay, what follows at most every 50 ms. Any other message first sends the text before it.
+Text of a cell is merged: the first line goes out at once, so that a user sees it without delay,
+what follows at most every 50 ms. Any other message first sends the text before it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     """Send a message on iopub: type, content, metadata, buffers."""
 
 FLUSH_EVERY_S = 0.05
+LINE_WITHIN_S = 0.005
+"""How long the first piece waits for the end of its line: `print` writes the two apart."""
 MAX_PENDING_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class StreamMerger:
         self._pieces: list[str] = []
         self._pending = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._awaits_line = False
 
     def push(self, name: str, text: str) -> None:
         """Take one piece; it is sent now or, at the latest, when the timer fires."""
@@ -50,6 +53,10 @@ class StreamMerger:
         self._pieces.append(text)
         self._pending += len(text)
         if self._timer is None:
+            self._awaits_line = True
+            self._timer = self._loop.call_later(LINE_WITHIN_S, self._tick)
+        if self._awaits_line and text.endswith("\n"):
+            self._timer.cancel()
             self._tick()
         elif self._pending >= MAX_PENDING_BYTES:
             self._send()
@@ -63,6 +70,7 @@ class StreamMerger:
 
     def _tick(self) -> None:
         self._timer = None
+        self._awaits_line = False
         if self._pieces:
             self._send()
             self._timer = self._loop.call_later(FLUSH_EVERY_S, self._tick)

@@ -207,10 +207,17 @@ def print_findings(folder: str) -> None:
         out.write(text)
 
 
+KERNEL = "kernel"
+"""All that a kernel with its defaults needs, as one capability."""
+
+
 @functools.cache
 def capabilities() -> dict[str, str]:
     """Give each thing by name with the reason why it is missing, or an empty text."""
-    return {finding.name: finding.why for finding in findings_of_fresh_process()}
+    findings = findings_of_fresh_process()
+    missing = ", ".join(finding.name for finding in lacking(findings))
+    whole = f"this host lacks {missing}" if missing else ""
+    return {KERNEL: whole} | {finding.name: finding.why for finding in findings}
 
 
 def lacking(findings: Iterable[Finding], waived: frozenset[str] = frozenset()) -> list[Finding]:

@@ -59,6 +59,15 @@ class Prepared:
     """Native pools of a resident guest that a fork of it would miss."""
 
 
+@dataclass
+class Fork:
+    """A child that a cell's guest forks before it parks."""
+
+    child: asyncio.Task[Guest]
+    moved: asyncio.Event
+    """Set when the child has left the cell's cgroup, or is dead."""
+
+
 class Session:
     """One running session; everything but `begin` and `kill` runs in one asyncio loop."""
 
@@ -72,6 +81,8 @@ class Session:
         self._resident: Prepared | None = None
         self._next: asyncio.Task[Prepared] | None = None
         self._spare: asyncio.Task[Place] | None = None
+        self._forked: asyncio.Task[Guest] | None = None
+        self._layered: asyncio.Task[bool] | None = None
         self._settled: asyncio.Task[None] | None = None
         self._boot: asyncio.Task[None] | None = None
         self._cell: Cell | None = None
@@ -154,6 +165,8 @@ class Session:
         """Begin to prepare a child for the next request; a resident guest needs but a place."""
         if self._pod.failure is None and self._resident is None:
             self._next = self._start(self._prepare_next())
+        elif self._forked is not None:
+            self._forked.moved.set()
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -171,29 +184,44 @@ class Session:
             await self._settled
 
     async def _prepare_next(self) -> Prepared:
+        forked, self._forked = self._forked, None
+        if forked is not None:
+            prepared = await self._place_fork(forked)
+        else:
+            await self._settle_down()
+            assert self._head is not None
+            prepared = await self._place(await self._pod.fork(self._head))
         await self._settle_down()
-        assert self._head is not None
-        return await self._placed(self._head, live=False)
+        if self._spare is None:
+            self._spare = self._start(self._pod.builder.build())
+        return prepared
 
-    async def _placed(self, parent: Guest, *, live: bool) -> Prepared:
-        """Fork `parent` and let the child enter a place."""
-        place = await self._take_place()
+    async def _place_fork(self, forked: Fork) -> Prepared:
+        """Place a child that the cell before forked while it was about to park."""
         try:
-            self._pod.limit(place, self.spec.ceiling)
-            child = await self._pod.fork(parent, live=live)
+            child = await forked.child
+            assert self._layered is not None
+            await self._layered
+            return await self._place(child)
+        finally:
+            forked.moved.set()
+
+    async def _place(self, child: Guest) -> Prepared:
+        """Let a child enter a new place; closes it when that fails."""
+        try:
+            place = await self._take_place()
             try:
+                self._pod.limit(place, self.spec.ceiling)
                 notes = await self._pod.enter(child, place)
             except BaseException:
-                child.close()
+                await self._pod.drop(place)
                 raise
         except BaseException:
-            await self._pod.drop(place)
+            child.close()
             raise
         place.release_namespaces()
         if not self._lock.locked():  # no request is waiting: time to get ready for one
             child.link.send({"op": "warm"})
-        if self._spare is None and not live:
-            self._spare = self._start(self._pod.builder.build())
         return Prepared(child, place, notes)
 
     async def _take_place(self) -> Place:
@@ -280,7 +308,8 @@ class Session:
         async with self._lock:
             await self.ready()
             if self._resident is not None:
-                prepared = await self._placed(self._resident.child, live=True)
+                fork = await self._pod.fork(self._resident.child, live=True)
+                prepared = await self._place(fork)
             else:
                 prepared = await self._take()
             try:
@@ -338,39 +367,52 @@ class Session:
         self.comms = dict(verdict.comms)
         await resident.kill_others(prepared.place.cgroup, prepared.child)
         usage = self._measure(prepared, cell)
-        self._settled = self._start(self._settle(prepared, verdict))
+        forked = None
+        if not verdict.threads:  # the next child, while this one parks
+            forked = Fork(self._start(self._pod.fork(prepared.child)), asyncio.Event())
+        self._forked = forked
+        self._layered = self._start(self._layer(prepared))
+        self._settled = self._start(self._settle(prepared, verdict, forked))
         return usage
 
-    async def _settle(self, prepared: Prepared, verdict: Verdict) -> None:
+    async def _layer(self, prepared: Prepared) -> bool:
+        """Commit the files of a cell; tell whether there are any."""
+        layer = prepared.place.layer
+        answer = await self._pod.supervisor.ask(
+            {"op": "commit", "layer": layer}, "committed", key=layer
+        )
+        changed = bool(answer["changed"])
+        if changed:
+            await self._drop_spare()
+        return changed
+
+    async def _settle(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
         """Commit; a guest that does not play its part is thrown away, and the head stays."""
         try:
-            await self._keep(prepared, verdict)
+            await self._keep(prepared, verdict, forked)
         except ProtocolError as error:
             self._notes = (f"The variables are as they were before the last cell: {error}.",)
             prepared.child.close()
             await self._pod.drop(prepared.place)
 
-    async def _keep(self, prepared: Prepared, verdict: Verdict) -> None:
+    async def _keep(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
         """Make the child the head, or keep it as it is; its files become a layer."""
         child, place, pod = prepared.child, prepared.place, self._pod
+        assert self._layered is not None
         child.on_exit(lambda: None)
-        committed = pod.supervisor.expect("committed", key=place.layer)
-        pod.supervisor.send({"op": "commit", "layer": place.layer})
-        if verdict.threads:  # a fork would lose them: the child itself goes on
+        if forked is None:  # a fork would lose threads: the child itself goes on
             if self._resident is None:
                 pod.watch(child)  # its parent, the head, is about to be replaced
             self._resident = Prepared(child, place, (), verdict.fragile)
             child.on_exit(self._resident_died)
-        else:
-            await pod.park(child)
-            place.close()
-            pod.watch(child)
-            self._resident = None
-        changed = bool((await committed)["changed"])
-        if not verdict.threads:
-            self._become_head(child, None if changed else place.layer)
-        if changed:
-            await self._drop_spare()
+            await self._layered
+            return
+        await pod.park(child)
+        pod.watch(child)
+        self._resident = None
+        self._become_head(child, None if await self._layered else place.layer)
+        await forked.moved.wait()  # until then the fork is in this cell's cgroup
+        place.close()
 
     def _resident_died(self) -> None:
         """Return to the head: a thread of the resident guest has killed it between two cells."""

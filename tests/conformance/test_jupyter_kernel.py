@@ -52,7 +52,11 @@ class TestKernel(jupyter_kernel_test.KernelTests):
     code_hello_world = "print('hello, world')"
     code_stderr = "import sys; print('test', file=sys.stderr)"
     completion_samples: ClassVar = [{"text": "zi", "matches": {"zip"}}]
-    complete_code_samples: ClassVar = ["1", "print('hello, world')", "def f(x):\n  return x*2\n\n\n"]
+    complete_code_samples: ClassVar = [
+        "1",
+        "print('hello, world')",
+        "def f(x):\n  return x*2\n\n\n",
+    ]
     incomplete_code_samples: ClassVar = ["print('''hello", "def f(x):\n  x*2"]
     invalid_code_samples: ClassVar = ["import = 7q"]
     code_page_something = "zip?"
@@ -77,5 +81,3 @@ class TestKernel(jupyter_kernel_test.KernelTests):
 class TestIopubWelcome(jupyter_kernel_test.IopubWelcomeTests):
     kernel_name = NAME
     support_iopub_welcome = True
-
-

@@ -341,9 +341,10 @@ def test_a_lost_session_is_replaced(kernel: Client) -> None:
 
 def test_a_session_that_cannot_start_is_told_and_tried_again() -> None:
     with fake_kernel("--failures=2") as kernel:
-        assert kernel.ask("complete_request", {"code": "pri", "cursor_pos": 3}).content[
-            "matches"
-        ] == []
+        assert (
+            kernel.ask("complete_request", {"code": "pri", "cursor_pos": 3}).content["matches"]
+            == []
+        )
         assert kernel.control("usage_request", {})["kernel_memory"] == 0
         answer = kernel.run("out x")
         (error,) = answer.of("error")
