@@ -56,9 +56,9 @@ def _read_notebook(path: Path) -> NotebookNode:
         with warnings.catch_warnings():
             # Cells without an id, and what else an older version wrote, are mended in silence.
             warnings.simplefilter("ignore")
-            notebook = nbformat.reads(text.decode("utf-8"), as_version=4)
+            notebook: NotebookNode = nbformat.reads(text.decode("utf-8"), as_version=4)
             nbformat.validate(notebook)
-    except Exception as error:  # nbformat raises whatever its parsers and converters meet
+    except Exception as error:  # noqa: BLE001 - nbformat raises whatever its converters meet
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"{path} is not a notebook: {reason}", hint="open it in Jupyter and save it again"
@@ -99,7 +99,8 @@ def parse_python(text: str) -> NotebookNode:
             "language": "python",
         }
     }
-    return v4.new_notebook(cells=cells, metadata=metadata)
+    notebook: NotebookNode = v4.new_notebook(cells=cells, metadata=metadata)
+    return notebook
 
 
 def _cell(marker: str, lines: list[str]) -> NotebookNode:
@@ -107,10 +108,14 @@ def _cell(marker: str, lines: list[str]) -> NotebookNode:
     source = "\n".join(lines).strip("\n")
     if kind is not None:
         source = "\n".join(re.sub(r"^# ?", "", line) for line in source.split("\n"))
-        return v4.new_raw_cell(source) if kind[1] == "raw" else v4.new_markdown_cell(source)
+        new = v4.new_raw_cell if kind[1] == "raw" else v4.new_markdown_cell
+        text: NotebookNode = new(source)
+        return text
     # Jupytext comments magics out, so that the file stays Python.
     source = _SANDBOX_LINE.sub(r"\1\2", source) if _SANDBOX_LINE.match(source) else source
-    return v4.new_code_cell(source, metadata={"tags": _tags(marker)} if _tags(marker) else {})
+    tags = _tags(marker)
+    code: NotebookNode = v4.new_code_cell(source, metadata={"tags": tags} if tags else {})
+    return code
 
 
 def _tags(marker: str) -> list[str]:
@@ -226,7 +231,7 @@ class Outputs:
             return self._update(content)
         if kind not in ("stream", "display_data", "execute_result", "error"):
             return None
-        output = v4.output_from_msg(message)
+        output: NotebookNode = v4.output_from_msg(message)
         if self._clear_next:
             self._outputs.clear()
             self._clear_next = False
@@ -247,7 +252,10 @@ class Outputs:
             if display_id is not None and output.get("display_id") == display_id:
                 output["data"] = nbformat.from_dict(content["data"])
                 output["metadata"] = nbformat.from_dict(content["metadata"])
-        return v4.new_output("display_data", data=content["data"], metadata=content["metadata"])
+        shown: NotebookNode = v4.new_output(
+            "display_data", data=content["data"], metadata=content["metadata"]
+        )
+        return shown
 
     def finish(self) -> None:
         """Leave what the format knows."""

@@ -147,12 +147,14 @@ class Interrupts:
             loop.remove_signal_handler(signal.SIGINT)
             loop.remove_signal_handler(signal.SIGTERM)
 
-    def _interrupt(self, task: asyncio.Task[Any]) -> None:
+    def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
         if self.kernel is not None and self._interrupted is None:
             self._interrupted = asyncio.create_task(self.kernel.interrupt())
         else:
             self._end(task)
 
-    def _end(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelling():  # once: what ends the kernel must come to its end
+    def _end(self, task: asyncio.Task[Any] | None) -> None:
+        if (
+            task is not None and not task.cancelling()
+        ):  # once: what ends the kernel must come to its end
             task.cancel()

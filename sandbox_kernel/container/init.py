@@ -45,6 +45,7 @@ class Init:
     def __init__(self, sock: socket.socket, packet: control.Packet) -> None:
         self._sock = sock
         self._watched: set[int] = set()
+        self._squashing: dict[int, tuple[int, layers.Chains]] = {}
         self._layers = layers.Layers(packet.body)
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -64,6 +65,7 @@ class Init:
             "commit": self._commit,
             "discard": self._discard,
             "resize": self._resize,
+            "squash": self._squash,
             "watch": self._watch,
         }
 
@@ -125,6 +127,9 @@ class Init:
             if info is None:
                 return
             pid = info.si_pid
+            if pid in self._squashing:
+                exited = info.si_code == os.CLD_EXITED
+                self._squashed(pid, succeeded=exited and info.si_status == 0)
             if pid in self._watched:
                 self._watched.discard(pid)
                 code, status = info.si_code, info.si_status
@@ -167,16 +172,39 @@ class Init:
     def _commit(self, packet: control.Packet) -> None:
         layer = packet.body["layer"]
         changed = self._layers.commit(layer)
-        used = self._layers.used_bytes()
-        self._reply({"op": "committed", "layer": layer, "changed": changed, "disk_bytes": used})
+        self._reply(
+            {
+                "op": "committed",
+                "layer": layer,
+                "changed": changed,
+                "depth": self._layers.depth,
+                "disk_bytes": self._layers.used_bytes(),
+            }
+        )
+
+    def _squash(self, packet: control.Packet) -> None:
+        """Merge all layers into one, in a process of its own; cells go on meanwhile."""
+        layer, chains = packet.body["layer"], self._layers.chains()
+        pid = libc.fork()
+        if pid == 0:
+            try:
+                self._layers.merge(layer, chains)
+            except OSError:  # no space for it, say: the chain stays as it is
+                os._exit(1)
+            os._exit(0)
+        self._squashing[pid] = (layer, chains)
+
+    def _squashed(self, pid: int, *, succeeded: bool) -> None:
+        layer, chains = self._squashing.pop(pid)
+        obsolete = self._layers.replace(layer, chains) if succeeded else [layer]
+        self._reply({"op": "squashed", "layer": layer, "obsolete": obsolete})
 
     def _discard(self, packet: control.Packet) -> None:
-        used = self._layers.used_bytes()
         # In a process of its own: a cell may have left a million files, and init must not wait.
         if libc.fork() == 0:
-            self._layers.remove(packet.body["layer"])
+            for layer in packet.body["layers"]:
+                self._layers.remove(layer)
             os._exit(0)
-        self._reply({"op": "discarded", "layer": packet.body["layer"], "disk_bytes": used})
 
     def _resize(self, packet: control.Packet) -> None:
         try:

@@ -11,7 +11,10 @@ import os
 import shutil
 from typing import Any
 
-from sandbox_kernel.container import plan
+from sandbox_kernel.container import build, plan, squash
+
+Chains = tuple[tuple[int, ...], tuple[int, ...]]
+"""Layers of the root and of /workspace, newest first."""
 
 
 class Layers:
@@ -48,6 +51,28 @@ class Layers:
         if workspace:
             self._workspace = (layer, *self._workspace)
         return root or workspace
+
+    @property
+    def depth(self) -> int:
+        """How many layers the root or /workspace has, whichever has more."""
+        return max(len(self._root), len(self._workspace))
+
+    def chains(self) -> Chains:
+        """Give the layers of the root and of /workspace as of now, newest first."""
+        return self._root, self._workspace
+
+    def merge(self, layer: int, chains: Chains) -> None:
+        """Write into the folders of `layer` what these chains show."""
+        build.make_layer(layer)
+        squash.squash([f"/s/{n}/u" for n in chains[0]], f"/s/{layer}/u")
+        squash.squash([f"/s/{n}/x" for n in chains[1]], f"/s/{layer}/x")
+
+    def replace(self, layer: int, chains: Chains) -> list[int]:
+        """Put a merged layer in the place of the chains it was made of; give what is obsolete."""
+        root, workspace = chains
+        self._root = (*self._root[: len(self._root) - len(root)], layer)
+        self._workspace = (*self._workspace[: len(self._workspace) - len(workspace)], layer)
+        return sorted({*root, *workspace})
 
     def remove(self, layer: int) -> None:
         """Remove a cell's files for good; what cannot be removed goes with the session."""

@@ -79,6 +79,9 @@ def open_events(files: CgroupFiles, fd: int) -> int:
     return events_fd
 
 
+_LOST_EVENT_S = 0.02
+
+
 def wait_event(files: CgroupFiles, fd: int, key: str, *, wanted: int, timeout_s: float) -> bool:
     """Wait until `key` of cgroup.events has the value; tell whether it came in time."""
     deadline_s = time.monotonic() + timeout_s
@@ -91,7 +94,9 @@ def wait_event(files: CgroupFiles, fd: int, key: str, *, wanted: int, timeout_s:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            poll.poll(left_s * 1000)
+            # Notifications are throttled by a timer that goes with the group: one may be lost
+            # when somebody else removes it at the same time. The next read fails then.
+            poll.poll(min(left_s, _LOST_EVENT_S) * 1000)
         return True
     finally:
         os.close(events_fd)

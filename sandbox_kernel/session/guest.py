@@ -25,6 +25,7 @@ class Guest:
         self.link = GuestLink(sock)
         self.output = Output()
         self.status: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self.closed = False
         self.pid_inside = 0
         """The process as init sees it, once `identify` was called."""
         self._on_exit: Callable[[], None] = lambda: None
@@ -76,6 +77,7 @@ class Guest:
 
     def close(self) -> None:
         """Let go of everything on this side; the process itself is not touched."""
+        self.closed = True
         self.link.close()
         self.output.close()
 

@@ -24,12 +24,21 @@ class Place:
         self.layer = layer
         self.container_id = secrets.token_hex(6)
         self.cgroup = cgroup
+        self.closed = False
         self._namespaces = namespaces
 
     @property
     def namespace_fds(self) -> tuple[int, ...]:
         """The namespaces, in the order of `container.build.NAMESPACES`."""
         return tuple(self._namespaces)
+
+    def occupy(self, namespaces: list[int]) -> None:
+        """Take over the namespaces that were built for it."""
+        if self.closed:  # while they were being built
+            for fd in namespaces:
+                os.close(fd)
+            raise SessionLost("the session was closed")
+        self._namespaces = namespaces
 
     def release_namespaces(self) -> None:
         """Let go of the namespaces but the first, of mounts, which a resident guest needs again.
@@ -47,6 +56,9 @@ class Place:
 
     def close(self) -> None:
         """Kill what is inside, let go of everything, remove the cgroup."""
+        if self.closed:
+            return
+        self.closed = True
         while self._namespaces:
             os.close(self._namespaces.pop())
         with contextlib.ExitStack() as stack:
@@ -62,6 +74,12 @@ class Builder:
         self._supervisor = supervisor
         self._session_cgroup = session_cgroup
         self._next_layer = 1
+        self._places: list[Place] = []
+
+    def close(self) -> None:
+        """Close every place that is still open."""
+        for place in self._places:
+            place.close()
 
     def number_layer(self) -> int:
         """Give the number of a new layer."""
@@ -73,8 +91,9 @@ class Builder:
         layer = self.number_layer()
         cgroup = self._session_cgroup.child(f"cell-{layer}")
         place = Place(layer, cgroup, [])
+        self._places = [known for known in self._places if not known.closed] + [place]
         try:
-            place = Place(layer, cgroup, await self._construct(place, cgroup))
+            place.occupy(await self._construct(place, cgroup))
         except BaseException:
             await asyncio.shield(asyncio.to_thread(place.close))
             raise

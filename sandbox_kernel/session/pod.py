@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 
-from sandbox_kernel.errors import ProtocolError, SandboxError, SessionLost
+from sandbox_kernel.errors import HostError, ProtocolError, SandboxError, SessionLost
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
 from sandbox_kernel.model import Limits, SessionSpec
@@ -35,6 +35,7 @@ class Pod:
         self._cgroups = contextlib.ExitStack()
         self._forked: dict[int, Guest] = {}
         self._fork_number = 0
+        self._guests: list[Guest] = []
         self._closed = False
         tree = CgroupTree.detect()
         tree.sweep()
@@ -109,6 +110,7 @@ class Pod:
     def _guest(self, sock: socket.socket) -> Guest:
         guest = Guest(sock)
         guest.link.on_child_exit = self._hear
+        self._guests = [known for known in self._guests if not known.closed] + [guest]
         return guest
 
     def _hear(self, frame: Frame) -> None:
@@ -179,10 +181,10 @@ class Pod:
         info = os.statvfs(f"/proc/{head.pid}/root")
         return (info.f_blocks - info.f_bfree) * info.f_frsize
 
-    def discard(self, layer: int) -> None:
-        """Throw the files of a layer away."""
-        if self.failure is None:
-            self.supervisor.send({"op": "discard", "layer": layer})
+    def discard(self, *layers: int) -> None:
+        """Throw the files of layers away."""
+        if self.failure is None and layers:
+            self.supervisor.send({"op": "discard", "layers": layers})
 
     async def drop(self, place: Place) -> None:
         """Kill what is in a place and throw it and its files away."""
@@ -195,7 +197,12 @@ class Pod:
             return
         self._closed = True
         self.supervisor.close()
-        # The end of init has ended everything; what is in the cgroups is just leaving.
-        self._cgroups.close()
+        for guest in self._guests:
+            guest.close()
+        # The channel's end ends init, and with it everything; this is for an init that hangs.
+        with contextlib.suppress(HostError):
+            self.cgroup.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._started.monitor.wait(MONITOR_TIMEOUT_S)
+        self.builder.close()
+        self._cgroups.close()

@@ -38,6 +38,7 @@ from sandbox_kernel.session.cell import Cell, Verdict
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.place import Place
 from sandbox_kernel.session.pod import Pod
+from sandbox_kernel.session.squasher import Squasher
 from sandbox_kernel.session.supervisor import RESTART_HINT
 from sandbox_kernel.units import format_size
 
@@ -116,6 +117,7 @@ class Session:
     async def _finish_boot(self) -> None:
         pod = self._pod
         head = await pod.boot(self._lose)
+        self._squasher = Squasher(pod, self.spec.ceiling.disk_bytes)
         layer = await pod.supervisor.ask({"op": "commit", "layer": 0}, "committed")
         self._become_head(head, None if layer["changed"] else 0)
         self._prepare()
@@ -143,7 +145,8 @@ class Session:
     async def close(self) -> None:
         """End the session and remove every trace of it; may be called twice."""
         self.kill()
-        for task in (self._boot, self._next, self._spare, *self._background):
+        tasks = (self._boot, self._next, self._spare, self._layered, self._settled)
+        for task in (*tasks, *self._background):
             if task is not None:
                 with contextlib.suppress(SandboxError, asyncio.CancelledError, OSError):
                     await task
@@ -156,7 +159,6 @@ class Session:
         for guest in (self._head, self._resident and self._resident.child):
             if guest is not None:
                 guest.on_exit(lambda: None)
-                guest.close()
         pod.kill()
 
     # ---- preparing the next child
@@ -384,6 +386,8 @@ class Session:
         changed = bool(answer["changed"])
         if changed:
             await self._drop_spare()
+            self._squasher.consider(int(answer["depth"]), int(answer["disk_bytes"]))
+        self._squasher.advance(layer)
         return changed
 
     async def _settle(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
