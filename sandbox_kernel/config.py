@@ -140,13 +140,11 @@ WORKSPACE_MODES = {
     "none": "an empty folder",
 }
 
-PROTECTIONS = {
-    "user_namespace": "cells run under ids that mean nothing outside",
-    "id_range": "parked interpreters have another uid than cells",
-    "seccomp": "a filter denies the system calls that cells do not need",
-    "network_namespace": "cells have a network of their own",
-}
-"""Protections that can be waived beside the limits, by the names that `linux.probe` gives them."""
+WAIVABLE = ("memory", "cpus", "processes", "cpu_time")
+"""Limits that a host may not be able to enforce, and that can then be done without by name.
+
+The other limits work everywhere, and no protection can be waived: nothing runs without them.
+"""
 
 
 def _limit_trait(name: str) -> TraitType[Any, Any]:
@@ -215,10 +213,9 @@ def freeze(config: SandboxConfig) -> Settings:
         grace_s = parse_duration(str(config.grace))
     except ConfigError as error:
         raise ConfigError(f"grace: {error.message}", hint=error.hint) from None
-    waivable = (*BY_NAME, *PROTECTIONS)
     for name in config.waive:
-        if name not in waivable:
-            raise _unknown("limit or protection to waive", name, waivable)
+        if name not in WAIVABLE:
+            raise _unknown("limit to waive", name, WAIVABLE)
     return Settings(
         limits=limits_of(config),
         image=config.image,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sandbox_kernel.config import LIMITS, PROTECTIONS, WORKSPACE_MODES, SandboxConfig
+from sandbox_kernel.config import LIMITS, WAIVABLE, WORKSPACE_MODES, SandboxConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,8 +36,8 @@ def setting_options(command: Command) -> Command:
             "--waive",
             multiple=True,
             metavar="NAME",
-            help="A limit or protection to do without where the host lacks it: the name of a "
-            f"limit, or {', '.join(PROTECTIONS)}. May be given again.",
+            help="A limit to do without where the host cannot enforce it: "
+            f"{', '.join(WAIVABLE)}. May be given again.",
         ),
     ]
     for option in reversed(options):

@@ -25,8 +25,9 @@ GUEST_FD = 3
 KEPT = (libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGID)
 """What a guest keeps in its permitted set, to enter containers; see `gate`."""
 
+# python -c puts the working folder, which is the notebook's, first on the path.
 _BOOT = (
-    "import sys; sys.path.append({package!r}); "
+    "import sys; sys.path.pop(0); sys.path.append({package!r}); "
     "from sandbox_kernel.guest.main import main; main({fd})"
 )
 

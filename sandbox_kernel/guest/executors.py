@@ -70,7 +70,7 @@ def collect(dead: Iterable[threading.Thread], frames: Iterable[FrameType]) -> Lo
 
 
 def mend(lost: Lost) -> None:
-    """Make the pools usable in this process, and break what was being computed in threads."""
+    """Make the pools usable in this process, and break what they were to compute."""
     thread_module = sys.modules.get("concurrent.futures.thread")
     if thread_module is not None:
         thread_module._threads_queues.clear()  # noqa: SLF001 - joined at exit otherwise
@@ -124,17 +124,20 @@ def _attempt(mend_one: Callable[[Any], None], pool: Any) -> None:
 
 
 def _renew_threads(executor: Any) -> None:
-    """Give a ThreadPoolExecutor an empty set of workers, and start them for what is queued."""
-    old, fresh = executor._work_queue, queue.SimpleQueue()  # noqa: SLF001
+    """Give a ThreadPoolExecutor an empty set of workers; the next submit starts the first.
+
+    None is started here, since this process may be about to park. So what is queued is broken
+    too: nobody would compute it, and its waiters wait for ever.
+    """
     with contextlib.suppress(queue.Empty):
         while True:
-            fresh.put(old.get_nowait())
-    executor._work_queue = fresh  # noqa: SLF001
+            item = executor._work_queue.get_nowait()  # noqa: SLF001
+            if item is not None:
+                _break(item.future)
+    executor._work_queue = queue.SimpleQueue()  # noqa: SLF001
     executor._threads = set()  # noqa: SLF001
     executor._idle_semaphore = threading.Semaphore(0)  # noqa: SLF001
     executor._shutdown_lock = threading.Lock()  # noqa: SLF001
-    for _ in range(fresh.qsize()):
-        executor._adjust_thread_count()  # noqa: SLF001
 
 
 def _renew_processes(executor: Any) -> None:

@@ -28,7 +28,6 @@ def main(link_fd: int) -> NoReturn:
     enter.drop_at_boot()
     libc.set_name("python")
     sys.argv = [""]
-    sys.path.insert(0, "")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     link = Link(socket.socket(fileno=link_fd))
     from sandbox_kernel.guest.shell import Requests, make_kernel
@@ -36,6 +35,8 @@ def main(link_fd: int) -> NoReturn:
     requests = Requests(make_kernel(link))
     requests.warm()
     gc.collect()
+    # Only now: a json.py in the notebook's folder is for the notebook, not for us.
+    sys.path.insert(0, "")
     enter.park()
     guest = Guest(link, requests)
     link.send({"op": "parked", "threads": threads.quiesce()})

@@ -6,6 +6,8 @@ guest that answers nonsense gives a client nothing worse than an empty reply.
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
 import platform
 import socket
@@ -26,13 +28,22 @@ IMPLEMENTATION = "sandbox_kernel"
 PAYLOADS = frozenset({"page", "set_next_input", "edit_magic", "ask_exit"})
 
 
-def kernel_info(version: str) -> Json:
+@functools.cache
+def version() -> str:
+    """Give the installed version of this package; 0.0.0 in a bare checkout."""
+    try:
+        return importlib.metadata.version("sandbox-kernel")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+def kernel_info() -> Json:
     """Give the content of a `kernel_info_reply`; it advertises only what works."""
     python = platform.python_version()
     return {
         "protocol_version": PROTOCOL_VERSION,
         "implementation": IMPLEMENTATION,
-        "implementation_version": version,
+        "implementation_version": version(),
         "language_info": {
             "name": "python",
             "version": python,
@@ -42,7 +53,7 @@ def kernel_info(version: str) -> Json:
             "nbconvert_exporter": "python",
             "file_extension": ".py",
         },
-        "banner": f"Python {python}, every cell in a fresh container (sandbox_kernel {version})",
+        "banner": f"Python {python}, every cell in a fresh container (sandbox_kernel {version()})",
         "help_links": [
             {
                 "text": "Python Reference",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SHELL_ONLY = ("execute_request", "complete_request", "inspect_request")
+"""Requests that need the session, so they must keep their turn on the shell channel."""
+
 
 class OrderedKernel(Kernel):
     """A base kernel whose shell requests run one after the other, comms included."""
@@ -39,6 +42,8 @@ class OrderedKernel(Kernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._tasks: set[asyncio.Task[None]] = set()
+        for msg_type in SHELL_ONLY:
+            self.control_handlers[msg_type] = self._refuse_on_control
 
     def start(self) -> None:
         """Take messages; to be called in the thread whose loop will run."""
@@ -110,6 +115,12 @@ class OrderedKernel(Kernel):
             "command": msg.get("command", ""),
             "message": reason,
         }
+
+    async def _refuse_on_control(self, stream: Any, ident: Any, parent: Json) -> None:
+        """Refuse what would have to wait for a running cell, and interrupts behind it."""
+        reply_type = parent["header"]["msg_type"].replace("_request", "_reply")
+        content = _refusal("the control channel does not take this, send it on the shell channel")
+        self.session.send(stream, reply_type, content, parent, ident)
 
     async def create_subshell_request(self, socket: Any, ident: Any, parent: Json) -> None:
         """Refuse, with a reply."""

@@ -46,7 +46,6 @@ class SandboxKernel(OrderedKernel):
 
     read_spec = AnyTrait()
     open_session = AnyTrait()
-    version: str = "0"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -76,7 +75,7 @@ class SandboxKernel(OrderedKernel):
     @property
     def kernel_info(self) -> Json:
         """The content of a `kernel_info_reply`."""
-        return answers.kernel_info(self.version)
+        return answers.kernel_info()
 
     @property
     def execution_count(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 from collections.abc import Callable
@@ -37,13 +38,20 @@ class Pod:
         self._fork_number = 0
         self._guests: list[Guest] = []
         self._closed = False
+        _check_open_files(spec.ceiling.open_files)
         tree = CgroupTree.detect()
         tree.sweep()
         with contextlib.ExitStack() as stack:
             cgroup = stack.enter_context(tree.session(session_name(spec.session_id)))
             ceiling = spec.ceiling
             # The state and a cell that rewrites all of it, and the files of both.
-            cgroup.limit(memory_bytes=2 * ceiling.memory_bytes + ceiling.disk_bytes)
+            if "memory" not in spec.waived:
+                cgroup.limit(memory_bytes=2 * ceiling.memory_bytes + ceiling.disk_bytes)
+            if "cpu_time" not in spec.waived and not cgroup.counts_cpu:
+                raise HostError(
+                    "this host cannot limit cpu_time: it does not count the time of a cgroup",
+                    hint="see `sandbox-kernel doctor`",
+                )
             init = stack.enter_context(cgroup.child("init"))
             self._heads = stack.enter_context(cgroup.child("heads"))
             self.cgroup: Cgroup = cgroup
@@ -125,8 +133,11 @@ class Pod:
 
     def limit(self, place: Place, limits: Limits) -> None:
         """Set a place's limits."""
+        waived = self.spec.waived
         place.cgroup.limit(
-            memory_bytes=limits.memory_bytes, cpus=limits.cpus, processes=limits.processes
+            memory_bytes=None if "memory" in waived else limits.memory_bytes,
+            cpus=None if "cpus" in waived else limits.cpus,
+            processes=None if "processes" in waived else limits.processes,
         )
 
     async def enter(self, child: Guest, place: Place) -> tuple[str, ...]:
@@ -206,3 +217,12 @@ class Pod:
             self._started.monitor.wait(MONITOR_TIMEOUT_S)
         self.builder.close()
         self._cgroups.close()
+
+
+def _check_open_files(limit: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and limit > hard:
+        raise HostError(
+            f"open_files={limit} is above this host's hard limit of {hard}",
+            hint="lower open_files, or raise the limit of whoever starts Jupyter (ulimit -Hn)",
+        )

@@ -30,8 +30,9 @@ async def box(shared: Shared) -> AsyncIterator[Driver]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def fresh(tmp_path: Path) -> AsyncIterator[Driver]:
-    """Give a session for one test alone."""
+async def fresh(shared: Shared, tmp_path: Path) -> AsyncIterator[Driver]:
+    """Give a session for one test alone: no other is there that could look like a leak."""
+    await shared.end()
     before = leaks.Snapshot()
     driver = await start(tmp_path)
     yield driver

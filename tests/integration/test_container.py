@@ -270,12 +270,13 @@ async def test_a_child_of_an_earlier_cell_is_known_to_be_dead(box: Driver) -> No
     assert await box.value("p.wait(timeout=5) is not None") is True
 
 
-async def test_ten_cells_leave_no_trace(box: Driver) -> None:
+async def test_many_cells_leave_no_trace(box: Driver) -> None:
     await box.ok("pass")
-    before = leaks.descriptors()
-    for _ in range(10):
+    before = leaks.descriptors().total()
+    rounds = 25
+    for _ in range(rounds):
         await box.ok("import subprocess; subprocess.Popen(['sleep', '100'])")
         await box.run("__import__('os')._exit(1)")
     await box.ok("pass")
-    grown = leaks.descriptors() - before
-    assert sum(grown.values()) <= 4, grown  # the next child may be ready or not yet
+    # The next place and the spare one may be ready or not yet: less than one for each round.
+    assert leaks.descriptors().total() - before < rounds

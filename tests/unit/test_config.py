@@ -13,7 +13,7 @@ from traitlets.config import Application, Config
 from sandbox_kernel.config import (
     BY_NAME,
     LIMITS,
-    PROTECTIONS,
+    WAIVABLE,
     SandboxConfig,
     arguments_of,
     freeze,
@@ -123,8 +123,8 @@ def test_counts_are_whole(name: str) -> None:
     ("settings", "words"),
     [
         ({"workspace": "overlai"}, ["overlai", "did you mean overlay", "rw", "none"]),
-        ({"waive": ["secomp"]}, ["secomp", "did you mean seccomp"]),
-        ({"waive": ["everything"]}, ["everything", *PROTECTIONS, *BY_NAME]),
+        ({"waive": ["memori"]}, ["memori", "did you mean memory"]),
+        ({"waive": ["everything"]}, ["everything", *WAIVABLE]),
         ({"grace": "soon"}, ["grace", "soon", "500ms"]),
         ({"image": " "}, ["image"]),
         ({"disk": "0"}, ["disk=0"]),

@@ -191,7 +191,7 @@ def test_thread_pool_works_on() -> None:
     """)
 
 
-def test_work_under_way_is_broken_and_queued_work_is_done() -> None:
+def test_work_under_way_and_queued_work_is_broken_and_no_thread_starts() -> None:
     run("""
         pool = ThreadPoolExecutor(1)
         started = threading.Event()
@@ -202,13 +202,15 @@ def test_work_under_way_is_broken_and_queued_work_is_done() -> None:
         started.wait()
         queued = pool.submit(len, "abcd")
         def check():
-            try:
-                running.result(timeout=5)
-            except BrokenExecutor as error:
-                assert "earlier cell" in str(error)
-            else:
-                raise AssertionError("it has a result")
-            assert queued.result(timeout=5) == 4
+            assert tasks.count() == 1, "a head that is mended must stay alone"
+            for future in (running, queued):
+                try:
+                    future.result(timeout=5)
+                except BrokenExecutor as error:
+                    assert "earlier cell" in str(error)
+                else:
+                    raise AssertionError("it has a result")
+            assert pool.submit(len, "abcde").result(timeout=5) == 5
         in_child(check)
         os._exit(0)
     """)
@@ -277,7 +279,10 @@ def test_loky_is_dropped_when_idle_and_renewed_in_a_child() -> None:
             with_loky = Parallel(n_jobs=2, timeout=20)(delayed(len)(word) for _ in range(4))
             assert with_loky == [len(word)] * 4
         use("a")
-        in_child(lambda: use("ab"), 30)
+        def check():
+            use("ab")
+            assert threads.quiesce() == []
+        in_child(check, 30)
         assert threads.quiesce() == []
         use("abc")
         assert threads.quiesce() == []

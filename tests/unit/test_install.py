@@ -47,7 +47,7 @@ def test_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert {path.name for path in folder.iterdir()} == LOGOS | {"kernel.json"}
     spec = json.loads((folder / "kernel.json").read_text())
     assert spec == {
-        "argv": [sys.executable, "-m", "sandbox_kernel", "-f", "{connection_file}"],
+        "argv": [sys.executable, "-P", "-m", "sandbox_kernel", "-f", "{connection_file}"],
         "display_name": "Python 3 (sandboxed)",
         "language": "python",
         "interrupt_mode": "message",

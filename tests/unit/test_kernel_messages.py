@@ -25,6 +25,7 @@ def test_kernel_info_advertises_only_what_works(kernel: Client) -> None:
     assert info["supported_features"] == []
     assert info["implementation"] == "sandbox_kernel"
     assert info["language_info"]["name"] == "python"
+    assert len(info["implementation_version"].split(".")) >= 3
 
 
 def test_output_stands_before_the_reply_and_in_order(kernel: Client) -> None:
@@ -315,6 +316,12 @@ def test_debugger_and_subshells_are_refused_with_a_reply(kernel: Client) -> None
     assert debug["request_seq"] == 4
     for verb in ("create", "delete", "list"):
         assert kernel.control(f"{verb}_subshell_request", {})["status"] == "error"
+
+
+def test_the_control_channel_does_not_run_code(kernel: Client) -> None:
+    reply = kernel.control("execute_request", {"code": "out x"})
+    assert reply["status"] == "error"
+    assert "shell channel" in reply["evalue"]
 
 
 def test_a_host_error_in_a_proven_session_keeps_it(kernel: Client) -> None:

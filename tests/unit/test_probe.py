@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from sandbox_kernel.config import LIMITS, PROTECTIONS
+from sandbox_kernel.config import LIMITS, WAIVABLE
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux import probe, probe_child, probe_ids, probe_remedy
 from sandbox_kernel.linux.probe import Finding, Trial
@@ -190,6 +190,6 @@ def test_an_explanation_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_can_be_waived_bears_the_names_of_findings() -> None:
     names = set(probe.capabilities())
-    assert set(PROTECTIONS) <= names
+    assert set(WAIVABLE) <= names
     # The other two need nothing of the host: the kernel itself counts output and time.
     assert {limit.name for limit in LIMITS} - {"output", "wall_time"} <= names
