@@ -39,7 +39,10 @@ def drop_idle_loky() -> None:
         executor = getattr(module, "_executor", None)
         if executor is None or getattr(executor, "_pending_work_items", True):
             continue
+        feeder = getattr(getattr(executor, "_call_queue", None), "_thread", None)
         executor.shutdown(wait=True, kill_workers=True)
+        if feeder is not None:  # told to end, but nobody waited for it
+            feeder.join(timeout=0.25)
         module._executor = None  # noqa: SLF001
 
 

@@ -15,7 +15,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from sandbox_kernel.guest import enter, files, streams, threads
+from sandbox_kernel.guest import enter, files, streams, tasks, threads
 from sandbox_kernel.guest.link import Link, LinkClosed
 from sandbox_kernel.guest.wire import Frame, WireError
 from sandbox_kernel.linux import libc
@@ -176,6 +176,7 @@ class Guest:
             "reply": _plain(reply),
             "comms": self._requests.comms(),
             "threads": left,
+            "alone": tasks.count() == 1,
             "fragile": threads.unforkable(left) if left else [],
         }
 

@@ -7,8 +7,10 @@ headers and decides what is published, so a guest can say only what, never to wh
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
+import pdb
 import selectors
 import sys
 import threading
@@ -16,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
+from IPython.core import debugger
 from jupyter_client.session import Session
 from traitlets.config import Config
 
@@ -114,7 +117,10 @@ class GuestKernel(IPythonKernel):
         frame = link.receive()
         while frame.op != "input_reply":  # nothing else may come while a cell runs
             frame = link.receive()
-        return str(frame.body.get("value", ""))
+        value = str(frame.body.get("value", ""))
+        if value == "\x04":  # Ctrl-D, as ipykernel has it
+            raise EOFError
+        return value
 
     def _abort_queues(self, subshell_id: Any = None) -> None:
         """Do nothing: requests queue on the kernel's side."""
@@ -145,6 +151,9 @@ def make_kernel(link: Link) -> GuestKernel:
         shell_channel_thread=SimpleNamespace(parent_thread=threading.main_thread(), manager=None),
         log=log,
     )
+    # What ipykernel's own application does: a breakpoint() asks by input(), and can be interrupted.
+    pdb.Pdb = debugger.InterruptiblePdb  # type: ignore[misc]
+    pdb.set_trace = debugger.set_trace
     kernel._execute_sleep = 0
     kernel.io_loop = _Callbacks(loop)
     return kernel
@@ -156,6 +165,11 @@ class Requests:
     def __init__(self, kernel: GuestKernel) -> None:
         self.kernel = kernel
         self._loop: asyncio.AbstractEventLoop = kernel.io_loop.loop
+        # Every request runs in one and the same context, so context variables carry over.
+        self._context = contextvars.copy_context()
+        self._in_context: dict[str, Any] = {}
+        if sys.version_info >= (3, 11):
+            self._in_context["context"] = self._context
         self._ours = self._hooks()
 
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +215,7 @@ class Requests:
             "buffers": [memoryview(buffer) for buffer in buffers],
         }
         handler = self.kernel.shell_handlers[body["msg_type"]]
-        result = handler(None, b"", msg)
+        result = self._context.run(handler, None, b"", msg)
         if inspect.isawaitable(result):
             self._complete(result)
 
@@ -244,11 +258,13 @@ class Requests:
 
     def _set_parent(self, body: dict[str, Any]) -> None:
         header = body.get("parent") or {"msg_id": "", "session": ""}
-        self.kernel.set_parent([], {"header": header, "parent_header": {}}, "shell")
+        parent = {"header": header, "parent_header": {}}
+        self._context.run(self.kernel.set_parent, [], parent, "shell")
 
     def _complete(self, result: Any) -> dict[str, Any]:
-        if inspect.isawaitable(result):
-            reply = self._loop.run_until_complete(result)
+        if inspect.iscoroutine(result):
+            task = self._loop.create_task(result, **self._in_context)
+            reply = self._loop.run_until_complete(task)
         else:
             reply = result
         return dict(reply)

@@ -20,7 +20,7 @@ from typing import Any
 from sandbox_kernel.guest import executors, tasks
 from sandbox_kernel.linux import libc
 
-_WAIT_S = 0.05
+_WAIT_S = 0.25
 # Libraries whose threads a fork may lose: each notices, or has a pthread_atfork handler, or lets
 # the calling thread do the work. Tried in chains of 40 forks, each generation working first.
 _SURVIVES = re.compile(r"/libarrow[^/]*\.so|/_?duckdb[^/]*\.so|/numexpr/")
@@ -38,8 +38,9 @@ def quiesce() -> list[str]:
 
     Call it on the main thread at the end of a cell. A name is `python:` and the thread's, or
     `native:`, the kernel's name for it and the library that runs it in brackets. Threads whose
-    library is known to bear a fork are not named. Costs 3 us when there is one thread, and
-    waits 50 ms at most for threads that are about to end.
+    library is known to bear a fork are not named. Costs 3 us when there is one thread.
+    Waits for threads that are about to end: about 1 ms on an idle machine, 0.25 s at most, and
+    for one that stays only once.
     """
     if tasks.count() == 1:
         return []

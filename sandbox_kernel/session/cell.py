@@ -52,7 +52,20 @@ class Verdict:
     """Threads that outlive the cell and that a fork would lose."""
     fragile: tuple[str, ...] = ()
     """Those among them whose library hangs without them."""
+    alone: bool = True
+    """Whether the guest has one thread, and can park; else a fork of it parks."""
     comms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A guest's last word on a request, checked."""
+
+    reply: Json
+    threads: tuple[str, ...]
+    fragile: tuple[str, ...]
+    comms: tuple[tuple[str, str], ...]
+    alone: bool
 
 
 class Cell:
@@ -74,7 +87,7 @@ class Cell:
         self._grace_s = grace_s
         self._sink = sink
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._done: Json | None = None
+        self._done: Done | None = None
         self._stopping: Outcome | None = None
         self._killed = False
         self._traceback: tuple[str, ...] = ()
@@ -138,6 +151,9 @@ class Cell:
 
     def _exited(self) -> None:
         self._guest.link.read()  # its last words may still be in the socket
+        failure = self._guest.link.failure
+        if self._failure is None and isinstance(failure, ProtocolError):
+            self._failure = failure
         self._end()
 
     async def _await_status(self) -> None:
@@ -206,7 +222,13 @@ class Cell:
             raise ProtocolError("a cell is done without a reply")
         if reply["status"] == "error":
             _check("error", reply)
-        self._done = frame.body
+        self._done = Done(
+            reply,
+            _texts(frame.body.get("threads")),
+            _texts(frame.body.get("fragile")),
+            _comms(frame.body.get("comms")),
+            frame.body.get("alone") is True,
+        )
         self._end()
 
     def _judge(self) -> Verdict:
@@ -220,7 +242,7 @@ class Cell:
             return self._rolled_back(Outcome.CRASHED, notes=(str(self._failure),))
         if self._done is None:
             return self._death()
-        reply = self._done["reply"]
+        reply = self._done.reply
         outcome = Outcome.OK
         if reply["status"] == "error":
             interrupted = reply.get("ename") in ("KeyboardInterrupt", "CancelledError")
@@ -230,9 +252,10 @@ class Cell:
             outcome,
             committed=True,
             reply=reply,
-            threads=_texts(self._done.get("threads")),
-            fragile=_texts(self._done.get("fragile")),
-            comms=_comms(self._done.get("comms")),
+            threads=self._done.threads,
+            fragile=self._done.fragile,
+            comms=self._done.comms,
+            alone=self._done.alone,
         )
 
     def _death(self) -> Verdict:

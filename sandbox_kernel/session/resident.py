@@ -111,7 +111,6 @@ async def _carry(
         source_place = await pod.builder.build()
         stack.push_async_callback(pod.drop, source_place)
         target_place = await pod.builder.build()
-        stack.callback(lambda: None)
         pod.limit(source_place, pod.spec.ceiling)
         pod.limit(target_place, pod.spec.ceiling)
         source = await pod.fork(head)
@@ -124,14 +123,14 @@ async def _carry(
             layer = await pod.supervisor.ask(
                 {"op": "commit", "layer": target_place.layer}, "committed", key=target_place.layer
             )
-            await pod.park(target)
-            pod.watch(target)
+            fresh = await checkpoint(pod, target)
         except BaseException:
             target.close()
             await pod.drop(target_place)
             raise
+        target.retire()
         await asyncio.to_thread(target_place.close)
-    return target, None if layer["changed"] else target_place.layer, notes
+    return fresh, None if layer["changed"] else target_place.layer, notes
 
 
 async def _transfer(source: Guest, target: Guest) -> tuple[str, ...]:

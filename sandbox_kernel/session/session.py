@@ -370,7 +370,7 @@ class Session:
         await resident.kill_others(prepared.place.cgroup, prepared.child)
         usage = self._measure(prepared, cell)
         forked = None
-        if not verdict.threads:  # the next child, while this one parks
+        if verdict.alone and not verdict.threads:  # the next child, while this one parks
             forked = Fork(self._start(self._pod.fork(prepared.child)), asyncio.Event())
         self._forked = forked
         self._layered = self._start(self._layer(prepared))
@@ -404,18 +404,24 @@ class Session:
         child, place, pod = prepared.child, prepared.place, self._pod
         assert self._layered is not None
         child.on_exit(lambda: None)
-        if forked is None:  # a fork would lose threads: the child itself goes on
+        if verdict.threads:  # a fork would lose them: the child itself goes on
             if self._resident is None:
                 pod.watch(child)  # its parent, the head, is about to be replaced
             self._resident = Prepared(child, place, (), verdict.fragile)
             child.on_exit(self._resident_died)
             await self._layered
             return
-        await pod.park(child)
-        pod.watch(child)
+        head = child
+        if forked is not None:
+            await pod.park(child)
+            pod.watch(child)
+        else:  # its threads are such as a fork may lose; but a head has one thread
+            head = await resident.checkpoint(pod, child)
+            child.retire()
         self._resident = None
-        self._become_head(child, None if await self._layered else place.layer)
-        await forked.moved.wait()  # until then the fork is in this cell's cgroup
+        self._become_head(head, None if await self._layered else place.layer)
+        if forked is not None:
+            await forked.moved.wait()  # until then the fork is in this cell's cgroup
         place.close()
 
     def _resident_died(self) -> None:

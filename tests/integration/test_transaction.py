@@ -109,10 +109,12 @@ while True:
     try:
         while True: pass
     except KeyboardInterrupt: pass"""
-RM = (
-    "import subprocess; subprocess.run('rm -rf /workspace/* /workspace/.[!.]* /home /tmp/* /var /dev/shm/* /etc /usr /opt"
-    " 2>/dev/null', shell=True); assert not os.path.exists('/workspace/note')\n"
-)
+# Whatever is mounted read-only is skipped: removing it would fail file by file, which takes long.
+RM = """
+import subprocess
+subprocess.run("rm -rf --one-file-system --no-preserve-root /workspace/* /workspace/.[!.]* / 2>/dev/null", shell=True)
+assert not os.path.exists('/workspace/note') and not os.path.exists('/home/jovyan/note')
+"""
 MEMORY = {"outcome": Outcome.MEMORY}
 
 DEATHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

@@ -69,14 +69,14 @@ def test_arguments_reach_the_traits() -> None:
             "--SandboxConfig.cpus=0.5",
             "--SandboxConfig.processes=7",
             "--SandboxConfig.waive=cpus",
-            "--SandboxConfig.waive=seccomp",
+            "--SandboxConfig.waive=processes",
         ]
     )
     settings = freeze(SandboxConfig(parent=app))
     assert settings.limits.memory_bytes == 256 * MIB
     assert settings.limits.cpus == 0.5
     assert settings.limits.processes == 7
-    assert settings.waived == {"cpus", "seccomp"}
+    assert settings.waived == {"cpus", "processes"}
 
 
 def test_a_configuration_file_may_write_numbers() -> None:
@@ -87,11 +87,11 @@ def test_a_configuration_file_may_write_numbers() -> None:
 
 def test_arguments_name_only_what_differs() -> None:
     assert arguments_of(SandboxConfig()) == []
-    config = SandboxConfig(memory="512M", cpus=2.0, waive=["cpus", "seccomp"], workspace="ro")
+    config = SandboxConfig(memory="512M", cpus=2.0, waive=["cpus", "processes"], workspace="ro")
     assert arguments_of(config) == [
         "--SandboxConfig.memory=512M",
         "--SandboxConfig.waive=cpus",
-        "--SandboxConfig.waive=seccomp",
+        "--SandboxConfig.waive=processes",
         "--SandboxConfig.workspace=ro",
     ]
 

@@ -75,12 +75,12 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     options = (
         "--name Small-1 --memory 512M --cpus 1 --cpu-time 1m --wall-time 90s --processes 64 "
         "--disk 64M --output 1M --open-files 256 --image host --workspace ro --grace 500ms "
-        "--waive cpus --waive seccomp"
+        "--waive cpus --waive processes"
     ).split()
     assert install(tmp_path, *options, "--display-name", "Kleiner Kern ü") == 0
     spec = json.loads((kernels(tmp_path) / "small-1" / "kernel.json").read_text("utf-8"))
     assert spec["display_name"] == "Kleiner Kern ü"
-    assert set(spec["argv"][5:]) == {
+    assert set(spec["argv"][6:]) == {
         "--SandboxConfig.memory=512M",
         "--SandboxConfig.cpus=1",
         "--SandboxConfig.cpu_time=1m",
@@ -92,7 +92,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         "--SandboxConfig.workspace=ro",
         "--SandboxConfig.grace=500ms",
         "--SandboxConfig.waive=cpus",
-        "--SandboxConfig.waive=seccomp",
+        "--SandboxConfig.waive=processes",
     }
     assert spec["metadata"]["sandbox_kernel"]["limits"]["memory"] == "512 MiB"
 
@@ -101,7 +101,7 @@ def test_an_old_kernelspec_is_replaced(tmp_path: Path) -> None:
     assert install(tmp_path, "--memory", "512M") == 0
     assert install(tmp_path, "--memory", "256M") == 0
     spec = json.loads((kernels(tmp_path) / "sandbox-python" / "kernel.json").read_text())
-    assert spec["argv"][5:] == ["--SandboxConfig.memory=256M"]
+    assert spec["argv"][6:] == ["--SandboxConfig.memory=256M"]
 
 
 def test_jupyter_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_user_and_sys_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["--wall-time", "soon"], ["wall_time", "soon"]),
         (["--workspace", "rx"], ["rx", "overlay"]),
         (["--grace", "x"], ["grace", "'x'"]),
-        (["--waive", "all"], ["'all'", "seccomp"]),
+        (["--waive", "all"], ["'all'", "processes"]),
         (["--name", "a/b"], ["a/b", "letters"]),
         (["--name", ".."], ["..", "letters"]),
         (["--user"], ["exclude"]),
