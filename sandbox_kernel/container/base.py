@@ -109,9 +109,7 @@ def settle(body: dict[str, Any]) -> None:
 
 
 def _tmpfs(target: str, options: str) -> None:
-    libc.mount(
-        "tmpfs", target, fstype="tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV, data=options
-    )
+    libc.mount("tmpfs", target, fstype="tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV, data=options)
 
 
 def resize_scratch(disk_bytes: int) -> None:
@@ -158,4 +156,3 @@ def _file(root: str, path: str, content: str) -> None:
     with open(root + path, "x", encoding="utf-8") as file:
         file.write(content)
     os.chmod(root + path, 0o644)
-

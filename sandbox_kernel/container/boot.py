@@ -22,6 +22,8 @@ from sandbox_kernel.model import CELL_UID
 
 GUEST_FD = 3
 """The fd on which a guest speaks with the kernel."""
+RESERVED_FDS = 64
+"""What a guest may open beyond the limit of cells, so that a full table does not lame it."""
 KEPT = (libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGID)
 """What a guest keeps in its permitted set, to enter containers; see `gate`."""
 
@@ -77,7 +79,9 @@ def _become_guest(
         control.send(channel, {"op": "failed", "step": error.step, "cause": error.cause})
     except OSError as error:
         cause = f"{error.strerror} {error.filename or ''}".strip()
-        control.send(channel, {"op": "failed", "step": f"{step} of the first guest", "cause": cause})
+        control.send(
+            channel, {"op": "failed", "step": f"{step} of the first guest", "cause": cause}
+        )
     os._exit(127)
 
 
@@ -97,7 +101,8 @@ def _arrange_descriptors(channel: socket.socket, link_fd: int) -> socket.socket:
 def drop_privileges(open_files: int) -> None:
     """Become the cell user with nothing but KEPT, none of it regainable by exec later on."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    most = open_files + RESERVED_FDS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     libc.drop_bounding(KEPT)
     os.setgroups([])
     libc.set_keep_capabilities(True)

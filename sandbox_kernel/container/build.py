@@ -89,7 +89,9 @@ def graft(source_namespace: int, target_namespace: int) -> None:
     the working folder of those that stood in it.
     """
     libc.setns(source_namespace, libc.CLONE_NEWNS)
-    tree = libc.open_tree("/", flags=libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE)
+    tree = libc.open_tree(
+        "/", flags=libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
+    )
     libc.setns(target_namespace, libc.CLONE_NEWNS)
     libc.move_mount(tree, "/")
     os.fchdir(tree)

@@ -210,7 +210,9 @@ class Init:
         try:
             base.resize_scratch(packet.body["disk_bytes"])
         except OSError as error:
-            self._reply({"op": "resized", "error": error.strerror, "used": self._layers.used_bytes()})
+            self._reply(
+                {"op": "resized", "error": error.strerror, "used": self._layers.used_bytes()}
+            )
         else:
             self._reply({"op": "resized"})
 

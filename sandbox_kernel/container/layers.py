@@ -87,5 +87,3 @@ class Layers:
 def _has_entries(folder: str) -> bool:
     with os.scandir(folder) as entries:
         return any(True for _ in entries)
-
-

@@ -46,7 +46,8 @@ def main(control_fd: int) -> NoReturn:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         control.send(
-            sock, {"op": "failed", "step": "set up the session", "cause": f"{error.strerror}{where}"}
+            sock,
+            {"op": "failed", "step": "set up the session", "cause": f"{error.strerror}{where}"},
         )
         _remove(packet.body["cgroups"])
         sys.exit(1)
@@ -135,5 +136,3 @@ def _rmdir(folder: str) -> None:
             signal.sigtimedwait((), 0.01)
         else:
             return
-
-

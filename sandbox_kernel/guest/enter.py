@@ -11,9 +11,7 @@ import os
 from sandbox_kernel.linux import libc
 from sandbox_kernel.model import CELL_UID, HEAD_UID
 
-_KEPT = libc.cap_mask(
-    (libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGID)
-)
+_KEPT = libc.cap_mask((libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGID))
 
 
 def drop_at_boot() -> None:
@@ -57,5 +55,3 @@ def adopt(fd: int, number: int) -> None:
     """Put `fd` at the descriptor `number`, inheritable only where it is a standard stream."""
     os.dup2(fd, number, inheritable=number <= 2)
     os.close(fd)
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -21,6 +22,8 @@ from sandbox_kernel.guest.wire import Frame, WireError
 from sandbox_kernel.linux import libc
 
 LINK_FD = 3
+FDS_NEEDED = 16
+"""How many descriptors it takes to fork a child and to enter a container, with some to spare."""
 
 
 def main(link_fd: int) -> NoReturn:
@@ -75,8 +78,8 @@ class Guest:
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll():
             if fd in self._children:
-                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOWAIT)
                 info = os.waitid(os.P_PIDFD, fd, os.WEXITED)
+                assert info is not None  # without WNOHANG
                 number = self._children.pop(fd)
                 os.close(fd)
                 self._link.send(
@@ -130,7 +133,7 @@ class Guest:
 
     def _settle(self) -> list[str]:
         """Reopen files and return to the working folder, both by path in the new root."""
-        notes = files.reopen(keep=frozenset((LINK_FD,)))
+        notes: list[str] = files.reopen(keep=frozenset((LINK_FD,)))
         try:
             os.chdir(self._place)
         except OSError:
@@ -138,6 +141,7 @@ class Guest:
         return notes
 
     def _do_execute(self, frame: Frame) -> None:
+        limit_open_files(frame.body["open_files"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             reply = self._requests.execute(frame.body)
@@ -148,7 +152,9 @@ class Guest:
         self._done(reply)
 
     def _do_comm(self, frame: Frame) -> None:
+        limit_open_files(frame.body["open_files"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        reply: dict[str, Any]
         try:
             self._requests.comm(frame.body, frame.buffers)
             reply = {"status": "ok"}
@@ -170,6 +176,7 @@ class Guest:
         self._link.send(self._answer_of(reply))
 
     def _answer_of(self, reply: dict[str, Any]) -> dict[str, Any]:
+        limit_open_files(None)
         left = threads.quiesce()
         return {
             "op": "done",
@@ -197,7 +204,7 @@ class Guest:
         """Write the user's variables, for a guest whose native pools are alive."""
         from sandbox_kernel.guest import rehydrate
 
-        shell = self._requests.kernel.shell
+        shell = self._requests.shell
         report = rehydrate.dump(shell.user_ns, self._link.fds.pop(0))
         self._link.send({"op": "dumped", "left_out": report.left_out_lines()})
 
@@ -205,9 +212,22 @@ class Guest:
         """Read another guest's variables."""
         from sandbox_kernel.guest import rehydrate
 
-        shell = self._requests.kernel.shell
+        shell = self._requests.shell
         report = rehydrate.load(self._link.fds.pop(0), shell.user_ns)
         self._link.send({"op": "loaded", "left_out": report.left_out_lines()})
+
+
+def limit_open_files(limit: int | None) -> None:
+    """Set how many files may be open; None for the time when this module needs some itself.
+
+    A cell may have raised it as far as the hard limit allows, which leaves no reserve: the cell
+    cannot be gone on from then, and the kernel is told by our end.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit or hard, hard), hard))
+    if limit is None:
+        for fd in [os.dup(LINK_FD) for _ in range(FDS_NEEDED)]:
+            os.close(fd)
 
 
 def _current_folder() -> str:
@@ -224,4 +244,9 @@ def _plain(reply: dict[str, Any]) -> dict[str, Any]:
     try:
         return dict(json_clean(reply))
     except (TypeError, ValueError) as error:
-        return {"status": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": []}
+        return {
+            "status": "error",
+            "ename": type(error).__name__,
+            "evalue": str(error),
+            "traceback": [],
+        }

@@ -7,6 +7,7 @@ headers and decides what is published, so a guest can say only what, never to wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
@@ -35,7 +36,6 @@ def _forgo_debugger() -> None:
         sys.modules["ipykernel.debugger"] = stub
 
 
-
 # What an execution without history leaves on the shell.
 _TRACES = ("last_execution_succeeded", "last_execution_result", "execution_count")
 _WARM: dict[str, Any] = {
@@ -48,6 +48,11 @@ _WARM: dict[str, Any] = {
 }
 
 
+def _keep_nothing(channel: str) -> contextlib.AbstractContextManager[None]:
+    """Stand in for IPython's record of what is printed."""
+    return contextlib.nullcontext()
+
+
 def _trigger_nothing(event: str, *args: Any, **kwargs: Any) -> None:
     """Stand in for the trigger of IPython's events while nothing of the user may run."""
 
@@ -57,9 +62,9 @@ class LinkSession(Session):
 
     def __init__(self, link: Link) -> None:
         super().__init__(key=b"")
-        self._link = link
+        self.link = link
 
-    def send(  # type: ignore[override]
+    def send(  # noqa: PLR0913 - the signature of the base class
         self,
         stream: Any,
         msg_or_type: Any,
@@ -79,7 +84,7 @@ class LinkSession(Session):
             buffers = buffers or msg.get("buffers")
         if stream is not None:
             raw = tuple(bytes(memoryview(buffer).cast("B")) for buffer in buffers or ())
-            self._link.publish(
+            self.link.publish(
                 {
                     "op": "message",
                     "msg_type": msg["header"]["msg_type"],
@@ -109,7 +114,8 @@ class GuestKernel(IPythonKernel):
     io_loop: Any = None
 
     def _input_request(self, prompt: Any, ident: Any, parent: Any, password: bool = False) -> str:
-        link: Link = self.session._link
+        assert isinstance(self.session, LinkSession)
+        link = self.session.link
         sys.stdout.flush()
         sys.stderr.flush()
         link.publish({"op": "input", "prompt": str(prompt), "password": bool(password)})
@@ -152,8 +158,10 @@ def make_kernel(link: Link) -> GuestKernel:
         log=log,
     )
     # What ipykernel's own application does: a breakpoint() asks by input(), and can be interrupted.
-    pdb.Pdb = debugger.InterruptiblePdb  # type: ignore[misc]
+    pdb.Pdb = debugger.InterruptiblePdb  # type: ignore[assignment, misc]
     pdb.set_trace = debugger.set_trace
+    # It would keep all that a session ever prints, and count it as the cell's memory.
+    kernel.shell._tee = _keep_nothing  # type: ignore[union-attr]
     kernel._execute_sleep = 0
     kernel.io_loop = _Callbacks(loop)
     return kernel
@@ -164,6 +172,7 @@ class Requests:
 
     def __init__(self, kernel: GuestKernel) -> None:
         self.kernel = kernel
+        self.shell: Any = kernel.shell
         self._loop: asyncio.AbstractEventLoop = kernel.io_loop.loop
         # Every request runs in one and the same context, so context variables carry over.
         self._context = contextvars.copy_context()
@@ -175,8 +184,7 @@ class Requests:
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run a cell; give the reply's content."""
         self._set_parent(body)
-        shell = self.kernel.shell
-        shell.execution_count = body["execution_count"]
+        self.shell.execution_count = body["execution_count"]
         return self._complete(
             self.kernel.do_execute(
                 body["code"],
@@ -192,9 +200,7 @@ class Requests:
         """Answer a completion or an inspection."""
         content = body["content"]
         if body["msg_type"] == "complete_request":
-            return self._complete(
-                self.kernel.do_complete(content["code"], content["cursor_pos"])
-            )
+            return self._complete(self.kernel.do_complete(content["code"], content["cursor_pos"]))
         return self._complete(
             self.kernel.do_inspect(
                 content["code"],
@@ -233,7 +239,7 @@ class Requests:
         """
         if self._hooks() != self._ours:
             return
-        shell = self.kernel.shell
+        shell = self.shell
         kept = {name: getattr(shell, name) for name in _TRACES}
         shell.events.trigger = _trigger_nothing
         try:
@@ -244,7 +250,7 @@ class Requests:
             setattr(shell, name, value)
 
     def _hooks(self) -> tuple[Any, ...]:
-        shell = self.kernel.shell
+        shell = self.shell
         manager = shell.input_transformer_manager
         return (
             {name: len(callbacks) for name, callbacks in shell.events.callbacks.items()},

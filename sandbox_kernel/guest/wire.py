@@ -54,7 +54,9 @@ def check_bounds(json_bytes: int, buffers_bytes: int) -> None:
     if json_bytes > MAX_JSON_BYTES:
         raise WireError(f"a frame's JSON has {json_bytes} bytes, the limit is {MAX_JSON_BYTES}")
     if buffers_bytes > MAX_BUFFERS_BYTES:
-        raise WireError(f"a frame's buffers have {buffers_bytes} bytes, the limit is {MAX_BUFFERS_BYTES}")
+        raise WireError(
+            f"a frame's buffers have {buffers_bytes} bytes, the limit is {MAX_BUFFERS_BYTES}"
+        )
 
 
 class Decoder:

@@ -127,9 +127,7 @@ def _environment() -> tuple[tuple[str, str], ...]:
         "TERM": "xterm-color",
         # numba's other threading layers do not survive a fork.
         "NUMBA_THREADING_LAYER": "workqueue",
-        "MPLBACKEND": os.environ.get(
-            "MPLBACKEND", "module://matplotlib_inline.backend_inline"
-        ),
+        "MPLBACKEND": os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline"),
         "CLICOLOR": "1",
         "FORCE_COLOR": "1",
         "CLICOLOR_FORCE": "1",

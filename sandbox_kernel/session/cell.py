@@ -315,5 +315,3 @@ def _comms(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict) or len(value) > _MAX_COMMS:
         raise ProtocolError("a cell is done without its list of comms")
     return tuple((str(name)[:200], str(target)[:1000]) for name, target in value.items())
-
-

@@ -84,7 +84,9 @@ class Guest:
 
 def pid_inside(pid: int) -> int:
     """Give the pid that a process has in the innermost PID namespace (proc(5), NSpid)."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+    for line in (
+        Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ):
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
     raise ValueError(f"no NSpid for process {pid}")

@@ -13,10 +13,11 @@ import socket
 import subprocess
 from collections.abc import Callable
 
+from sandbox_kernel.container.boot import RESERVED_FDS
 from sandbox_kernel.errors import HostError, ProtocolError, SandboxError, SessionLost
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
-from sandbox_kernel.model import Limits, SessionSpec
+from sandbox_kernel.model import Json, Limits, SessionSpec
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.place import Builder, Place
 from sandbox_kernel.session.start import Started, start
@@ -81,7 +82,7 @@ class Pod:
             self.supervisor.send({"op": "boot", "layer": layer}, (theirs.fileno(),))
         return await self._booted(head, started, layer=layer), layer
 
-    async def _booted(self, head: Guest, started: asyncio.Future[object], *, layer: int) -> Guest:
+    async def _booted(self, head: Guest, started: asyncio.Future[Json], *, layer: int) -> Guest:
         head.output.close()
         try:
             await asyncio.wait_for(started, BOOT_TIMEOUT_S)
@@ -221,8 +222,8 @@ class Pod:
 
 def _check_open_files(limit: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and limit > hard:
+    if hard != resource.RLIM_INFINITY and limit + RESERVED_FDS > hard:
         raise HostError(
-            f"open_files={limit} is above this host's hard limit of {hard}",
+            f"open_files={limit} is above this host's hard limit of {hard} less {RESERVED_FDS}",
             hint="lower open_files, or raise the limit of whoever starts Jupyter (ulimit -Hn)",
         )

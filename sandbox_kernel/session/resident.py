@@ -69,10 +69,10 @@ def _pidfd(pid: int) -> int | None:
 async def _gone(pidfds: list[int]) -> None:
     loop = asyncio.get_running_loop()
     for pidfd in pidfds:
-        gone = loop.create_future()
-        loop.add_reader(pidfd, lambda f=gone: f.done() or f.set_result(None))
+        gone = asyncio.Event()
+        loop.add_reader(pidfd, gone.set)
         try:
-            await gone
+            await gone.wait()
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)

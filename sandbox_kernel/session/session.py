@@ -82,7 +82,7 @@ class Session:
         self._resident: Prepared | None = None
         self._next: asyncio.Task[Prepared] | None = None
         self._spare: asyncio.Task[Place] | None = None
-        self._forked: asyncio.Task[Guest] | None = None
+        self._forked: Fork | None = None
         self._layered: asyncio.Task[bool] | None = None
         self._settled: asyncio.Task[None] | None = None
         self._boot: asyncio.Task[None] | None = None
@@ -156,7 +156,7 @@ class Session:
         pod = self._begun
         if pod is None:
             return
-        for guest in (self._head, self._resident and self._resident.child):
+        for guest in (self._head, self._resident.child if self._resident else None):
             if guest is not None:
                 guest.on_exit(lambda: None)
         pod.kill()
@@ -281,7 +281,7 @@ class Session:
 
         Raises ConfigError for a disk limit below what is in use, SessionLost, LaunchError.
         """
-        body = {
+        body: Json = {
             "op": "execute",
             "code": execution.code,
             "silent": execution.silent,
@@ -300,7 +300,7 @@ class Session:
         self, msg_type: str, content: Json, metadata: Json, buffers: list[bytes], sink: Sink
     ) -> CellResult:
         """Hand a comm message to its handler; its state is kept if the handler succeeds."""
-        body = {"op": "comm", "msg_type": msg_type, "content": content, "metadata": metadata}
+        body: Json = {"op": "comm", "msg_type": msg_type, "content": content, "metadata": metadata}
         body["open_files"] = self.spec.ceiling.open_files
         async with self._lock:
             return await self._run(body, tuple(map(bytes, buffers)), self.spec.ceiling, sink)
