@@ -156,7 +156,7 @@ def _limit_trait(name: str) -> TraitType[Any, Any]:
 
 
 class SandboxConfig(Configurable):
-    """The settings of a kernel: its limits are the default and the ceiling of every cell."""
+    """The settings of a kernel: every cell has its limits, and may raise them to the ceiling."""
 
     memory = _limit_trait("memory")
     cpus = _limit_trait("cpus")
@@ -179,8 +179,13 @@ class SandboxConfig(Configurable):
         default_value="2s",
         help="How long an interrupted cell may take to stop before it is killed.",
     ).tag(config=True)
+    ceiling: List[str] = List(
+        Unicode(),
+        help="How far a cell may raise a limit, as name=value, for example memory=4G. "
+        "A limit that is not named cannot be raised.",
+    ).tag(config=True)
     waive: List[str] = List(
-        Unicode(), help="Limits and protections to do without where the host lacks them."
+        Unicode(), help="Limits to do without where the host cannot enforce them."
     ).tag(config=True)
 
 
@@ -189,6 +194,7 @@ class Settings:
     """The frozen form of SandboxConfig; the layers below see nothing else."""
 
     limits: Limits
+    ceiling: Limits
     image: str
     workspace_mode: str
     grace_s: float
@@ -201,6 +207,26 @@ def limits_of(config: SandboxConfig) -> Limits:
         limit.field: limit.parse(getattr(config, limit.name)) for limit in LIMITS
     }
     return Limits(**numbers)
+
+
+def ceiling_of(config: SandboxConfig, limits: Limits) -> Limits:
+    """Give how far a cell may raise `limits`; raises ConfigError."""
+    numbers: dict[str, Any] = {}
+    for word in config.ceiling:
+        name, sign, text = word.partition("=")
+        if not sign:
+            raise ConfigError(f"ceiling {word!r} has no value", hint="write it as memory=4G")
+        if name not in BY_NAME:
+            raise _unknown("limit to give a ceiling to", name, BY_NAME)
+        limit = BY_NAME[name]
+        numbers[limit.field] = limit.parse(text)
+        default = getattr(limits, limit.field)
+        if numbers[limit.field] < default:
+            raise ConfigError(
+                f"ceiling {word} is below the limit of {limit.format(default)} that cells have",
+                hint=f"lower the limit too: {limit.option} {text}",
+            )
+    return replace(limits, **numbers)
 
 
 def freeze(config: SandboxConfig) -> Settings:
@@ -216,8 +242,10 @@ def freeze(config: SandboxConfig) -> Settings:
     for name in config.waive:
         if name not in WAIVABLE:
             raise _unknown("limit to waive", name, WAIVABLE)
+    limits = limits_of(config)
     return Settings(
-        limits=limits_of(config),
+        limits=limits,
+        ceiling=ceiling_of(config, limits),
         image=config.image,
         workspace_mode=config.workspace,
         grace_s=grace_s,
@@ -237,18 +265,18 @@ def arguments_of(config: SandboxConfig) -> list[str]:
     return arguments
 
 
-def parse_cell(code: str, ceiling: Limits) -> tuple[Limits, str]:
+def parse_cell(code: str, limits: Limits, ceiling: Limits) -> tuple[Limits, str]:
     """Give the limits of one cell and the code to run; raises ConfigError.
 
-    Without a `%%sandbox` line at its top the cell has the ceiling's limits. Line numbers stay,
+    Without a `%%sandbox` line at its top the cell has `limits`, with one at most `ceiling`. Line numbers stay,
     so that a traceback points at the line that the user sees.
     """
     lines = code.splitlines(keepends=True)
     top = next((index for index, line in enumerate(lines) if line.strip()), None)
     words = _magic_words(lines[top], "%%sandbox") if top is not None else None
     if top is None or words is None:
-        return ceiling, code
-    limits = _lower(ceiling, words)
+        return limits, code
+    limits = _changed(limits, words, ceiling)
     following = next((line for line in lines[top + 1 :] if line.strip()), "")
     if _magic_words(following, "%%sandbox") is not None:
         raise ConfigError("a cell has two %%sandbox lines", hint="put all settings on one")
@@ -303,8 +331,8 @@ def _magic_words(line: str, magic: str) -> list[str] | None:
         ) from None
 
 
-def _lower(ceiling: Limits, words: Iterable[str]) -> Limits:
-    """Give the ceiling with the settings of a %%sandbox line; raises ConfigError."""
+def _changed(limits: Limits, words: Iterable[str], ceiling: Limits) -> Limits:
+    """Give the limits with the settings of a %%sandbox line; raises ConfigError."""
     numbers: dict[str, Any] = {}
     for word in words:
         name, sign, text = word.partition("=")
@@ -317,7 +345,7 @@ def _lower(ceiling: Limits, words: Iterable[str]) -> Limits:
         if limit.field in numbers:
             raise ConfigError(f"%%sandbox sets {name} twice", hint="leave one of them")
         numbers[limit.field] = _below_ceiling(limit, text, getattr(ceiling, limit.field))
-    return replace(ceiling, **numbers)
+    return replace(limits, **numbers)
 
 
 def _cell_limit(name: str) -> Limit:
@@ -337,7 +365,7 @@ def _below_ceiling(limit: Limit, text: str, ceiling: float) -> int | float:
         raise ConfigError(
             f"{limit.name}={text} is above the ceiling of {limit.format(ceiling)}",
             hint="the kernelspec sets the ceiling: ask for less, or install a kernel with "
-            f"`sandbox-kernel install {limit.option} {text}`",
+            f"`sandbox-kernel install --ceiling {limit.name}={text}`",
         )
     return number
 

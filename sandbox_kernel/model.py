@@ -49,6 +49,11 @@ class Limits:
     open_files: int
 
 
+def total_memory_bytes(ceiling: Limits) -> int:
+    """Give what a whole session may hold: a full state, a cell that rewrites it, all files."""
+    return 2 * ceiling.memory_bytes + ceiling.disk_bytes
+
+
 @dataclass(frozen=True)
 class Usage:
     """What one execution used; None where the host does not count it."""
@@ -101,8 +106,10 @@ class SessionSpec:
     """The notebook's folder on the host; empty where there is none."""
     workspace_mode: str
     """One of `overlay`, `ro`, `rw`, `none`."""
+    limits: Limits
+    """What a cell has unless it says otherwise."""
     ceiling: Limits
-    """The kernelspec's limits: the default and the maximum of every cell."""
+    """How far a cell may raise its limits."""
     grace_s: float = 2.0
     """How long an interrupted cell may take to stop before it is killed."""
     waived: frozenset[str] = frozenset()

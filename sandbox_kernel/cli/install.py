@@ -38,7 +38,7 @@ def install(
 ) -> None:
     """Register the kernel with Jupyter, for all users unless an option says otherwise.
 
-    The limits are the default and the ceiling of every cell. `jupyter kernelspec list` and
+    Every cell has these limits, and may raise them to the ceiling. `jupyter kernelspec list` and
     `jupyter kernelspec remove` do the rest.
     """
     if user + sys_prefix + (prefix is not None) > 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from traitlets import Undefined
 
 from sandbox_kernel.config import LIMITS, WAIVABLE, WORKSPACE_MODES, SandboxConfig
 
@@ -31,6 +32,9 @@ def setting_options(command: Command) -> Command:
         click.option(
             "--workspace", metavar="|".join(WORKSPACE_MODES), help=_with_default("workspace")
         ),
+        click.option(
+            "--ceiling", multiple=True, metavar="NAME=VALUE", help=_with_default("ceiling")
+        ),
         click.option("--grace", metavar="DURATION", help=_with_default("grace")),
         click.option(
             "--waive",
@@ -47,6 +51,8 @@ def setting_options(command: Command) -> Command:
 
 def _with_default(name: str) -> str:
     trait = SandboxConfig.class_own_traits(config=True)[name]
+    if isinstance(trait.default_value, list | tuple) or trait.default_value is Undefined:
+        return f"{trait.help} May be given again."
     return f"{trait.help} Default: {trait.default_value}."
 
 

@@ -27,6 +27,7 @@ SEQUENCES = {
     "enter": (_CAPSET, *(_SETNS for _ in NAMESPACES), _CAPSET),
     # Raise, become the head's user, drop.
     "park": (_CAPSET, _CAPSET),
+    "shut": (),
 }
 
 
@@ -45,7 +46,8 @@ class Gate:
         self._open.pop(pid, None)
         while len(self._open) >= 2:
             del self._open[next(iter(self._open))]
-        self._open[pid] = list(SEQUENCES[kind])
+        if SEQUENCES[kind]:
+            self._open[pid] = list(SEQUENCES[kind])
 
     def answer(self, listener_fd: int) -> None:
         """Answer one notification; the caller has read all announcements that were sent before."""

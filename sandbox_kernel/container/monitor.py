@@ -14,10 +14,11 @@ import os
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sandbox_kernel.container import base, control, init
 from sandbox_kernel.linux import libc
+from sandbox_kernel.model import CELL_UID
 
 ID_COUNT = 1024
 """How many user ids a session has; 0, 1000 and 1001 are in use."""
@@ -61,7 +62,7 @@ def main(control_fd: int) -> NoReturn:
 def _start(sock: socket.socket, packet: control.Packet) -> int:
     body = packet.body
     libc.unshare(libc.CLONE_NEWNS)
-    idmap_fd = _idmap(body["workspace_owner"], body["first_id"]) if body["idmap"] else -1
+    idmap_fd = _idmap(body) if body["idmap"] else -1
     workspace = (body["workspace"], body["workspace_mode"] != "rw") if body["workspace"] else None
     base.attach_host_side([tuple(bind) for bind in body["binds"]], workspace, idmap_fd)
     if idmap_fd >= 0:
@@ -75,7 +76,8 @@ def _start(sock: socket.socket, packet: control.Packet) -> int:
         os._exit(1)
     os.close(ready)
     try:
-        map_ids(pid, [(0, body["first_id"], ID_COUNT)])
+        for kind in ("uid", "gid"):
+            _map_ids(pid, kind, (0, body["first_id"], ID_COUNT))
         for path in body["init_cgroups"]:
             _write(f"{path}/cgroup.procs", str(pid))
         os.write(go, b"g")
@@ -84,8 +86,9 @@ def _start(sock: socket.socket, packet: control.Packet) -> int:
     return pid
 
 
-def _idmap(owner: int, first_id: int) -> int:
-    """Give a user namespace that shows files of `owner` on the host as the cell user's."""
+def _idmap(body: dict[str, Any]) -> int:
+    """Give a user namespace that shows files of the folder's owner as the cell user's."""
+    cell_id = body["first_id"] + CELL_UID
     ready, go = os.pipe()
     pid = libc.clone(libc.CLONE_NEWUSER)
     if pid == 0:
@@ -94,18 +97,17 @@ def _idmap(owner: int, first_id: int) -> int:
         os._exit(0)
     os.close(ready)
     try:
-        map_ids(pid, [(owner, first_id + 1000, 1)])
+        _map_ids(pid, "uid", (body["workspace_owner"], cell_id, 1))
+        _map_ids(pid, "gid", (body["workspace_group"], cell_id, 1))
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(go)
         os.waitpid(pid, 0)
 
 
-def map_ids(pid: int, ranges: list[tuple[int, int, int]]) -> None:
-    """Map user and group ids of a new user namespace: (inside, outside, count), one write each."""
-    text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges)
-    for name in ("uid_map", "gid_map"):
-        _write(f"/proc/{pid}/{name}", text)
+def _map_ids(pid: int, kind: str, extent: tuple[int, int, int]) -> None:
+    """Map ids of a new user namespace once for all: (inside, outside, count)."""
+    _write(f"/proc/{pid}/{kind}_map", " ".join(map(str, extent)))
 
 
 def _write(path: str, text: str) -> None:

@@ -7,6 +7,7 @@ the same process all along, so the same loop serves both.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -14,7 +15,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from typing import Any, Callable, NoReturn
 
 from sandbox_kernel.guest import enter, files, streams, tasks, threads
 from sandbox_kernel.guest.link import Link, LinkClosed
@@ -22,6 +23,12 @@ from sandbox_kernel.guest.wire import Frame, WireError
 from sandbox_kernel.linux import libc
 
 LINK_FD = 3
+_INTERRUPTED: dict[str, Any] = {
+    "status": "error",
+    "ename": "KeyboardInterrupt",
+    "evalue": "",
+    "traceback": ["KeyboardInterrupt"],
+}
 FDS_NEEDED = 16
 """How many descriptors it takes to fork a child and to enter a container, with some to spare."""
 
@@ -31,7 +38,7 @@ def main(link_fd: int) -> NoReturn:
     enter.drop_at_boot()
     libc.set_name("python")
     sys.argv = [""]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hold_interrupts()
     link = Link(socket.socket(fileno=link_fd))
     from sandbox_kernel.guest.shell import Requests, make_kernel
 
@@ -91,7 +98,12 @@ class Guest:
         fds = [self._link.fds.pop(0) for _ in range(3)]
         if not self._parked:
             self._place = _current_folder()
-        pid = libc.fork()
+        try:
+            pid = libc.fork()
+        except OSError:  # the child's link closes with the descriptors, which tells it
+            for fd in fds:
+                os.close(fd)
+            return
         if pid == 0:
             if frame.body["live"]:
                 threads.forget_dead()
@@ -129,6 +141,8 @@ class Guest:
 
     def _do_switch(self, frame: Frame) -> None:
         """Go on in a new root, which init has put in place of the one before."""
+        while signal.SIGINT in signal.sigpending():  # meant for the cell before
+            signal.sigwait({signal.SIGINT})
         self._link.send({"op": "ready", "notes": self._settle()})
 
     def _settle(self) -> list[str]:
@@ -142,38 +156,43 @@ class Guest:
 
     def _do_execute(self, frame: Frame) -> None:
         limit_open_files(frame.body["open_files"])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            reply = self._requests.execute(frame.body)
-        except KeyboardInterrupt:  # it came after the cell, before the reply: the cell is done
-            reply = {"status": "ok", "user_expressions": {}, "payload": []}
-        finally:
-            self._hold_interrupts()
-        self._done(reply)
+        self._link.send(self._answer_of(self._interruptible(self._execute, frame)))
 
     def _do_comm(self, frame: Frame) -> None:
         limit_open_files(frame.body["open_files"])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        reply: dict[str, Any]
+        self._link.send(self._answer_of(self._interruptible(self._comm, frame)))
+
+    def _execute(self, frame: Frame) -> dict[str, Any]:
+        return dict(self._requests.execute(frame.body))
+
+    def _comm(self, frame: Frame) -> dict[str, Any]:
+        self._requests.comm(frame.body, frame.buffers)
+        return {"status": "ok"}
+
+    def _interruptible(
+        self, act: Callable[[Frame], dict[str, Any]], frame: Frame
+    ) -> dict[str, Any]:
+        """Run user code with SIGINT let through; one that came since the request comes now."""
+        reply = dict(_INTERRUPTED)
         try:
-            self._requests.comm(frame.body, frame.buffers)
-            reply = {"status": "ok"}
-        except KeyboardInterrupt:
-            reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            reply = act(frame)
+        except KeyboardInterrupt:  # outside of what IPython guards: nobody has shown it yet
+            hold_interrupts()
+            content = {name: reply[name] for name in ("ename", "evalue", "traceback")}
+            message = {"op": "message", "msg_type": "error", "content": content, "metadata": {}}
+            if reply == _INTERRUPTED:
+                self._link.publish(message)
         finally:
-            self._hold_interrupts()
-        self._done(reply)
+            hold_interrupts()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()  # the user may have closed or replaced it
+        return reply
 
     def _do_ask(self, frame: Frame) -> None:
         self._link.send({"op": "answer", "content": self._requests.ask(frame.body)})
-
-    def _done(self, reply: dict[str, Any]) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):  # replaced or closed by the user: nothing of ours is lost
-                continue
-        self._link.send(self._answer_of(reply))
 
     def _answer_of(self, reply: dict[str, Any]) -> dict[str, Any]:
         limit_open_files(None)
@@ -186,12 +205,6 @@ class Guest:
             "alone": tasks.count() == 1,
             "fragile": threads.unforkable(left) if left else [],
         }
-
-    def _hold_interrupts(self) -> None:
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _do_park(self, frame: Frame) -> None:
         """Become the head: out of the reach of the cells to come."""
@@ -215,6 +228,13 @@ class Guest:
         shell = self._requests.shell
         report = rehydrate.load(self._link.fds.pop(0), shell.user_ns)
         self._link.send({"op": "loaded", "left_out": report.left_out_lines()})
+
+
+def hold_interrupts() -> None:
+    """Block SIGINT from here on, however many come at this moment."""
+    while signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def limit_open_files(limit: int | None) -> None:

@@ -20,7 +20,8 @@ from sandbox_kernel.linux import libc
 _TASKS = "/proc/self/task"
 _STACK_BYTES = 4096
 # Of these every stack has frames, so they say nothing about whose thread it is.
-_RUNTIME = re.compile(r"(libc|libpthread|libstdc\+\+|libgcc_s|libm|ld)[-.]|ld-linux|ld-musl")
+_RUNTIME = re.compile(r"(libc|libpthread|libgcc_s|libm|ld)[-.]|ld-linux|ld-musl")
+_CPP_RUNTIME = re.compile(r"lib(std)?c\+\+")
 _INTERPRETER = re.compile(r"(libpython3|python3?(\.\d+)?$)")
 _OPENMP = re.compile(r"lib(gomp|omp|iomp5)\b")
 _OPENBLAS = re.compile(r"lib\w*openblas")
@@ -44,7 +45,7 @@ class _Scan(NamedTuple):
 
 class _Owners(NamedTuple):
     pid: int
-    by_tid: dict[int, str]
+    by_tid: dict[int, tuple[str, ...]]
 
 
 _scan = _Scan(-1, _Code([], [], []), [])
@@ -79,29 +80,30 @@ def pool_enders() -> list[Callable[[], object]]:
     return _scanned().enders
 
 
-def owners(tids: Iterable[int]) -> dict[int, str]:
-    """Tell the path of the library that runs each thread; empty if it cannot be told.
+def owners(tids: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    """Tell the paths of the libraries that may run each thread, likeliest first.
 
-    INTERPRETER stands for the interpreter itself. Costs about 0.1 ms for a thread not seen
-    before, and nothing for others.
+    Empty if it cannot be told, and INTERPRETER for a thread of the interpreter. Costs about
+    0.1 ms for a thread not seen before, and nothing for others.
     """
     global _owners  # noqa: PLW0603 - a cache
     if _owners.pid != os.getpid():  # a fork of the process that filled it: its threads are gone
         _owners = _Owners(os.getpid(), {})
     known = _owners.by_tid
-    unseen = [tid for tid in tids if tid not in known]
+    wanted = list(tids)
+    unseen = [tid for tid in wanted if tid not in known]
     if unseen:
         code = _scanned().code
         try:
             memory_fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # not dumpable, or /proc is masked
-            return {tid: known.get(tid, "") for tid in tids}
+            return {tid: known.get(tid, ()) for tid in wanted}
         try:
             found = {tid: _owner(tid, memory_fd, code) for tid in unseen}
         finally:
             os.close(memory_fd)
-        known.update((tid, path) for tid, path in found.items() if path)
-    return {tid: known.get(tid, "") for tid in tids}
+        known.update((tid, paths) for tid, paths in found.items() if paths)
+    return {tid: known.get(tid, ()) for tid in wanted}
 
 
 def forget_scan() -> None:
@@ -152,23 +154,31 @@ def _find_enders(paths: Iterable[str]) -> list[Callable[[], object]]:
     return enders
 
 
-def _owner(tid: int, memory_fd: int, code: _Code) -> str:
+def _owner(tid: int, memory_fd: int, code: _Code) -> tuple[str, ...]:
     try:
         with open(f"{_TASKS}/{tid}/syscall", "rb") as file:
             fields = file.read().split()
         # "running", or the call's number and arguments, stack pointer, program counter.
         stack = os.pread(memory_fd, _STACK_BYTES, int(fields[-2], 16)) if len(fields) > 2 else b""
     except (OSError, ValueError, OverflowError):  # it ended meanwhile
-        return ""
-    # The outermost frame decides: below it, stale words of other libraries may lie.
+        return ()
+    paths = _paths_on_stack(stack, code)
+    if not paths or _CPP_RUNTIME.match(os.path.basename(paths[0])):
+        # A std::thread: the C library, the C++ library, and whose it is below. Frames have
+        # holes with words of the thread that had the stack before, so there may be several.
+        return tuple(path for path in paths if not _CPP_RUNTIME.match(os.path.basename(path)))
+    # Next to the C library's own frame there are no holes: the function that the thread runs.
+    return (INTERPRETER,) if _INTERPRETER.match(os.path.basename(paths[0])) else (paths[0],)
+
+
+def _paths_on_stack(stack: bytes, code: _Code) -> list[str]:
+    """Give the files that addresses on a stack lie in, outermost frame first, each once."""
+    paths: dict[str, None] = {}
     for (word,) in reversed(list(struct.iter_unpack("=Q", stack[: len(stack) & ~7]))):
         address = word & 0xFFFF_FFFF_FFFF  # arm64 signs return addresses in the bits above
         at = bisect.bisect_right(code.starts, address) - 1
         if at < 0 or address >= code.ends[at]:
             continue
-        name = os.path.basename(code.paths[at])
-        if _INTERPRETER.match(name):
-            return INTERPRETER
-        if not _RUNTIME.match(name):
-            return code.paths[at]
-    return ""
+        if not _RUNTIME.match(os.path.basename(code.paths[at])):
+            paths.setdefault(code.paths[at])
+    return list(paths)

@@ -31,6 +31,7 @@ _HANGS = re.compile(
     r"polars|rayon|tokio-rt-worker|async-executor|libgomp|libomp|libiomp5|libtorch|pt_autograd|libtbb"
     r"|cuda|nvidia"
 )
+_HANGS_IN_CPP = re.compile(r"libtorch|libtbb|cuda|nvidia")
 
 
 def quiesce() -> list[str]:
@@ -143,26 +144,30 @@ _stubborn = _Stubborn()
 
 def _unknown() -> set[int]:
     """Give the threads that are not known to bear a fork."""
-    return {tid for tid, owner in tasks.owners(tasks.others()).items() if not _survives(tid, owner)}
+    return {
+        tid for tid, paths in tasks.owners(tasks.others()).items() if not _survives(tid, paths)
+    }
 
 
-def _survives(tid: int, owner: str) -> bool:
-    if _SURVIVES.search(owner):
-        return True
-    return owner != tasks.INTERPRETER and bool(_SURVIVES_BY_NAME.match(tasks.comm(tid)))
+def _survives(tid: int, paths: tuple[str, ...]) -> bool:
+    if any(_SURVIVES.search(path) for path in paths):
+        # There are several for a std::thread only, which no OpenMP runtime uses.
+        return not any(_HANGS_IN_CPP.search(os.path.basename(path)) for path in paths)
+    return paths != (tasks.INTERPRETER,) and bool(_SURVIVES_BY_NAME.match(tasks.comm(tid)))
 
 
 def _name_lost() -> list[str]:
     python = _python_threads()
     names = []
-    for tid, owner in sorted(tasks.owners(tasks.others()).items()):
+    for tid, paths in sorted(tasks.owners(tasks.others()).items()):
         comm = tasks.comm(tid)
         if tid in python:
             names.append(f"python:{python[tid]}")
-        elif not comm or _survives(tid, owner):
+        elif not comm or _survives(tid, paths):
             continue
-        elif owner == tasks.INTERPRETER:
+        elif paths == (tasks.INTERPRETER,):
             names.append(f"python:{comm}")
         else:
-            names.append(f"native:{comm} [{os.path.basename(owner) or 'unknown'}]")
+            library = os.path.basename(paths[0]) if paths else "unknown"
+            names.append(f"native:{comm} [{library}]")
     return names

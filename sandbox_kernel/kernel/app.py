@@ -103,7 +103,8 @@ class SpecReader:
             image=image,
             workspace=str(Path.cwd()) if settings.workspace_mode != "none" else "",
             workspace_mode=settings.workspace_mode,
-            ceiling=settings.limits,
+            limits=settings.limits,
+            ceiling=settings.ceiling,
             grace_s=settings.grace_s,
             waived=settings.waived,
         )

@@ -154,7 +154,7 @@ class SandboxKernel(OrderedKernel):
 
     async def _run(self, execution: Execution, publisher: Publisher) -> Json:
         spec = self.sessions.spec
-        limits, code = parse_cell(execution.code, spec.ceiling)
+        limits, code = parse_cell(execution.code, spec.limits, spec.ceiling)
         session = self.sessions.acquire()
         parent, ident = self.get_parent("shell"), self._shell_parent_ident.get()
         loop = asyncio.get_running_loop()
@@ -184,7 +184,7 @@ class SandboxKernel(OrderedKernel):
     async def _show_status(self, publisher: Publisher) -> Json:
         spec = self.sessions.spec
         usage = self.sessions.usage()
-        bundle = report.status_bundle(spec.ceiling, usage, image=spec.image.reference)
+        bundle = report.status_bundle(spec.limits, usage, image=spec.image.reference)
         publisher.send("display_data", {"data": bundle, "metadata": {}, "transient": {}})
         return {"status": "ok", "user_expressions": {}, "payload": []}
 
@@ -308,7 +308,7 @@ class SandboxKernel(OrderedKernel):
         usage = self.sessions.usage()
         if usage is None:
             return answers.usage_reply(Usage(), None, 0.0)
-        limits = self.sessions.spec.ceiling
+        limits = self.sessions.spec.limits
         return answers.usage_reply(usage, limits, self._meter.percent(usage.cpu_s))
 
     async def do_shutdown(self, restart: bool) -> Json:  # noqa: FBT001

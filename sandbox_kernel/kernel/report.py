@@ -10,7 +10,7 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sandbox_kernel.model import CellResult, Json, Limits, Outcome, Usage
+from sandbox_kernel.model import CellResult, Json, Limits, Outcome, Usage, total_memory_bytes
 from sandbox_kernel.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ def _memory(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
     limit = result.limits.memory_bytes
     peak = result.usage.peak_memory_bytes
     seen = f" (peak {format_size(peak)})" if peak is not None else ""
+    if peak is not None and peak < limit * 0.9:
+        return (
+            "MemoryLimitExceeded",
+            f"the session's variables and files and this cell needed more memory together than "
+            f"the session may have, which is {format_size(total_memory_bytes(ceiling))}{seen}",
+            "delete variables and files that you no longer need",
+        )
     higher = min(2 * limit, ceiling.memory_bytes)
     return (
         "MemoryLimitExceeded",

@@ -123,8 +123,14 @@ class Cell:
             return
         if self._stopping is None:
             self._stopping = reason
+            # A signal can fall between CPython's last look and a system call that blocks.
+            self._after(self._grace_s / 2, self._interrupt_again)
             self._after(self._grace_s, self._kill)
         self._guest.interrupt()
+
+    def _interrupt_again(self) -> None:
+        if not self._ended.done():
+            self._guest.interrupt()
 
     def fail(self) -> None:
         """End at once: the session is going down."""

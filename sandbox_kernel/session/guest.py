@@ -42,8 +42,9 @@ class Guest:
         """
         try:
             self.link.open_pidfd(self._exited)
-            self.pid_inside = pid_inside(self.pid)
-        except (OSError, ValueError) as error:
+            # The last of NSpid is the pid in the innermost PID namespace.
+            self.pid_inside = int(status_of(self.pid)["NSpid"][-1])
+        except (OSError, LookupError) as error:
             raise ProtocolError(f"a guest was gone before it could be held: {error}") from error
 
     def on_exit(self, act: Callable[[], None]) -> None:
@@ -82,11 +83,8 @@ class Guest:
         self.output.close()
 
 
-def pid_inside(pid: int) -> int:
-    """Give the pid that a process has in the innermost PID namespace (proc(5), NSpid)."""
-    for line in (
-        Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
-        if line.startswith("NSpid:"):
-            return int(line.split()[-1])
-    raise ValueError(f"no NSpid for process {pid}")
+def status_of(pid: int) -> dict[str, list[str]]:
+    """Give the fields of /proc/PID/status, each split at blanks (proc(5)); raises OSError."""
+    text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: rest.split() for name, _, rest in lines}

@@ -14,6 +14,8 @@ from sandbox_kernel.model import Event, Message, Stream
 from sandbox_kernel.units import format_size
 
 PIPE_BYTES = 1 << 20
+ERROR_BYTES = 1 << 20
+"""A traceback of this size is shown even after the limit: it says why the cell ended."""
 _READ_BYTES = 1 << 20
 
 
@@ -86,8 +88,11 @@ class Output:
                 pending -= taken
 
     def admit(self, message: Message, size_bytes: int) -> None:
-        """Pass a message on if the limit leaves room for it."""
-        self._count(size_bytes, message)
+        """Pass a message on if the limit leaves room for it; an error of moderate size always."""
+        if message.msg_type == "error" and size_bytes <= ERROR_BYTES and self._sink is not None:
+            self._sink(message)
+        else:
+            self._count(size_bytes, message)
 
     def _read(self, fd: int, size: int = _READ_BYTES) -> int:
         try:

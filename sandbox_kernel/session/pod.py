@@ -9,16 +9,17 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sandbox_kernel.container.boot import RESERVED_FDS
 from sandbox_kernel.errors import HostError, ProtocolError, SandboxError, SessionLost
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
-from sandbox_kernel.model import Json, Limits, SessionSpec
-from sandbox_kernel.session.guest import Guest
+from sandbox_kernel.model import CELL_UID, HEAD_UID, Json, Limits, SessionSpec, total_memory_bytes
+from sandbox_kernel.session.guest import Guest, status_of
 from sandbox_kernel.session.place import Builder, Place
 from sandbox_kernel.session.start import Started, start
 from sandbox_kernel.session.supervisor import RESTART_HINT, Supervisor
@@ -27,6 +28,8 @@ BOOT_TIMEOUT_S = 60.0
 FORK_TIMEOUT_S = 60.0
 ENTER_TIMEOUT_S = 30.0
 MONITOR_TIMEOUT_S = 5.0
+HEADS_PROCESSES = 16
+"""A head, one that is about to replace it, a pristine one, and what they fork at the moment."""
 
 
 class Pod:
@@ -45,9 +48,8 @@ class Pod:
         with contextlib.ExitStack() as stack:
             cgroup = stack.enter_context(tree.session(session_name(spec.session_id)))
             ceiling = spec.ceiling
-            # The state and a cell that rewrites all of it, and the files of both.
             if "memory" not in spec.waived:
-                cgroup.limit(memory_bytes=2 * ceiling.memory_bytes + ceiling.disk_bytes)
+                cgroup.limit(memory_bytes=total_memory_bytes(ceiling))
             if "cpu_time" not in spec.waived and not cgroup.counts_cpu:
                 raise HostError(
                     "this host cannot limit cpu_time: it does not count the time of a cgroup",
@@ -55,6 +57,11 @@ class Pod:
                 )
             init = stack.enter_context(cgroup.child("init"))
             self._heads = stack.enter_context(cgroup.child("heads"))
+            # A head only forks; one that a hostile cell has tampered with shall do little else.
+            if "processes" not in spec.waived:
+                self._heads.limit(processes=HEADS_PROCESSES)
+            if "cpus" not in spec.waived:
+                self._heads.limit(cpus=ceiling.cpus)
             self.cgroup: Cgroup = cgroup
             self._started: Started = start(spec, cgroup, init)
             self._cgroups = stack.pop_all()
@@ -89,6 +96,7 @@ class Pod:
             await head.link.expect("parked", timeout_s=BOOT_TIMEOUT_S)
             head.identify()
             self._heads.add(head.pid)
+            self._verify(head, HEAD_UID)
         except (SandboxError, ProcessLookupError, TimeoutError):
             head.close()
             # Init's word about the step that failed says more than the end of the link.
@@ -111,6 +119,11 @@ class Pod:
         try:
             await child.link.expect("hello", timeout_s=FORK_TIMEOUT_S)
             child.identify()
+        except SessionLost:
+            child.close()
+            if self.failure is not None or parent.link.failure is not None:
+                raise
+            raise ProtocolError("a guest could not be forked") from None
         except BaseException:
             child.close()
             raise
@@ -147,9 +160,24 @@ class Pod:
             place.cgroup.add(child.pid)
         except ProcessLookupError:
             raise ProtocolError("a child died before it was placed") from None
-        self.supervisor.send({"op": "gate", "pid": child.pid_inside, "kind": "enter"})
-        child.link.send({"op": "enter"}, place.namespace_fds)
-        return await self._ready(child)
+        with self._gate(child, "enter"):
+            child.link.send({"op": "enter"}, place.namespace_fds)
+            notes = await self._ready(child)
+            self._verify(child, CELL_UID)
+        return notes
+
+    @contextlib.contextmanager
+    def _gate(self, guest: Guest, kind: str) -> Iterator[None]:
+        """Let a guest through init's gate, and shut it again if it did not go through."""
+        self.supervisor.send({"op": "gate", "pid": guest.pid_inside, "kind": kind})
+        try:
+            yield
+        except BaseException:
+            # The pid may be another process' soon.
+            with contextlib.suppress(SessionLost):
+                self.supervisor.send({"op": "gate", "pid": guest.pid_inside, "kind": "shut"})
+            guest.link.kill()
+            raise
 
     async def _ready(self, child: Guest) -> tuple[str, ...]:
         frame = await child.link.expect("ready", timeout_s=ENTER_TIMEOUT_S)
@@ -172,11 +200,40 @@ class Pod:
 
     async def park(self, child: Guest) -> None:
         """Make a guest a head: another user, the heads' cgroup, its end reported by init."""
-        self._heads.add(child.pid)
-        self.supervisor.send({"op": "gate", "pid": child.pid_inside, "kind": "park"})
-        child.link.send({"op": "park"})
-        await child.link.expect("parked", timeout_s=ENTER_TIMEOUT_S)
+        try:
+            self._heads.add(child.pid)
+        except ProcessLookupError:
+            raise ProtocolError("a guest died before it was parked") from None
+        with self._gate(child, "park"):
+            child.link.send({"op": "park"})
+            await child.link.expect("parked", timeout_s=ENTER_TIMEOUT_S)
+            self._verify(child, HEAD_UID)
         child.output.close()
+
+    def _verify(self, guest: Guest, uid: int) -> None:
+        """Check that a guest is who it should be by now, with no capability in effect.
+
+        It passed the gate by itself, and a hostile one may have stopped half-way. Raises
+        ProtocolError.
+        """
+        ids = [str(self._started.first_id + uid)] * 4
+        try:
+            fields = status_of(guest.pid)
+        except OSError as error:
+            raise ProtocolError(f"a guest is gone: {error.strerror}") from error
+        for name, value in {"Uid": ids, "Gid": ids, "CapEff": ["0" * 16]}.items():
+            if fields.get(name) != value:
+                raise ProtocolError(f"a guest has {name} {fields.get(name)} where {value} is due")
+
+    def end_strangers(self) -> None:
+        """Kill what is in the heads' cgroup and no guest: a head that was tampered with forks."""
+        known = {guest.pid for guest in self._guests if not guest.closed}
+        if 0 in known:  # one is just being forked, and has not said who it is
+            return
+        for pid in self._heads.processes():
+            if pid not in known:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def watch(self, guest: Guest) -> None:
         """Have init report the end of a guest whose parent is about to be killed."""
@@ -190,7 +247,10 @@ class Pod:
     def files_bytes(self, head: Guest) -> int:
         """Give how much the files of all layers take, as any guest's root shows."""
         # An overlay answers with the figures of the file system of its upper: the scratch.
-        info = os.statvfs(f"/proc/{head.pid}/root")
+        try:
+            info = os.statvfs(f"/proc/{head.pid}/root")
+        except OSError as error:
+            raise SessionLost("the session's head is gone", hint=RESTART_HINT) from error
         return (info.f_blocks - info.f_bfree) * info.f_frsize
 
     def discard(self, *layers: int) -> None:

@@ -45,6 +45,8 @@ from sandbox_kernel.units import format_size
 Sink = Callable[[Event], None]
 
 ASK_TIMEOUT_S = 5.0
+FORKS = 8
+"""What is forked of a guest on the session's behalf may go beyond the cell's limit."""
 
 log = logging.getLogger("sandbox_kernel.session")
 
@@ -89,7 +91,7 @@ class Session:
         self._cell: Cell | None = None
         self._running: Prepared | None = None
         self._notes: tuple[str, ...] = ()
-        self._disk_limit = spec.ceiling.disk_bytes
+        self._disk_limit = spec.limits.disk_bytes
         self._disk_used = 0
         self._background: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
@@ -130,6 +132,7 @@ class Session:
         head.on_exit(self._head_died)
         if old is not None:
             old.retire()
+            self._pod.end_strangers()
             if old_layer is not None:
                 self._pod.discard(old_layer)
 
@@ -213,7 +216,7 @@ class Session:
         try:
             place = await self._take_place()
             try:
-                self._pod.limit(place, self.spec.ceiling)
+                self._pod.limit(place, self.spec.limits)
                 notes = await self._pod.enter(child, place)
             except BaseException:
                 await self._pod.drop(place)
@@ -265,7 +268,7 @@ class Session:
         """Let the resident guest go on in a new place, after a fork of it became the head."""
         place = await self._take_place()
         try:
-            self._pod.limit(place, self.spec.ceiling)
+            self._pod.limit(place, self.spec.limits)
             head = await resident.checkpoint(self._pod, before.child)
             self._become_head(head, None)
             notes = await resident.move_on(self._pod, before.child, before.place, place)
@@ -301,9 +304,9 @@ class Session:
     ) -> CellResult:
         """Hand a comm message to its handler; its state is kept if the handler succeeds."""
         body: Json = {"op": "comm", "msg_type": msg_type, "content": content, "metadata": metadata}
-        body["open_files"] = self.spec.ceiling.open_files
+        body["open_files"] = self.spec.limits.open_files
         async with self._lock:
-            return await self._run(body, tuple(map(bytes, buffers)), self.spec.ceiling, sink)
+            return await self._run(body, tuple(map(bytes, buffers)), self.spec.limits, sink)
 
     async def ask(self, msg_type: str, content: Json) -> Json:
         """Answer a completion or inspection from a fork that is thrown away."""
@@ -331,7 +334,7 @@ class Session:
     ) -> CellResult:
         await self._set_disk(limits.disk_bytes)
         prepared = await self._take()
-        if limits != self.spec.ceiling:
+        if limits != self.spec.limits:
             self._pod.limit(prepared.place, limits)
         cell = Cell(
             prepared.child, prepared.place.cgroup, limits, grace_s=self.spec.grace_s, sink=sink
@@ -367,8 +370,11 @@ class Session:
         if not verdict.committed:
             return await self._roll_back(prepared, cell)
         self.comms = dict(verdict.comms)
-        await resident.kill_others(prepared.place.cgroup, prepared.child)
+        cgroup = prepared.place.cgroup
+        await resident.kill_others(cgroup, prepared.child)
         usage = self._measure(prepared, cell)
+        if "processes" not in self.spec.waived:  # a fork is due, also of a cell with many threads
+            cgroup.limit(processes=self.spec.ceiling.processes + FORKS)
         forked = None
         if verdict.alone and not verdict.threads:  # the next child, while this one parks
             forked = Fork(self._start(self._pod.fork(prepared.child)), asyncio.Event())
@@ -394,7 +400,9 @@ class Session:
         """Commit; a guest that does not play its part is thrown away, and the head stays."""
         try:
             await self._keep(prepared, verdict, forked)
-        except ProtocolError as error:
+        except (ProtocolError, SessionLost) as error:
+            if self._pod.failure is not None:
+                raise
             self._notes = (f"The variables are as they were before the last cell: {error}.",)
             prepared.child.close()
             await self._pod.drop(prepared.place)

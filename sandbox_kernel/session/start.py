@@ -34,6 +34,8 @@ class Started:
     monitor: subprocess.Popen[bytes]
     control: socket.socket
     head: socket.socket
+    first_id: int
+    """The id on the host that is 0 inside."""
 
 
 def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
@@ -65,7 +67,7 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
     finally:
         theirs.close()
         head_theirs.close()
-    return Started(monitor, ours, head)
+    return Started(monitor, ours, head, body["first_id"])
 
 
 def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dic
     package = str(Path(__file__).resolve().parents[1])
     binds = (*image.binds, Bind(package, f"{PACKAGE_INSIDE}/sandbox_kernel"))
     shows_workspace = spec.workspace_mode != "none"
-    owner = _owner_of(spec.workspace) if shows_workspace else 0
+    owner, group = _owner_of(spec.workspace) if shows_workspace else (0, 0)
     return {
         "binds": [[bind.source, bind.target, bind.read_only] for bind in binds],
         "bound": [bind.target for bind in binds],
@@ -88,10 +90,11 @@ def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dic
         "workspace": spec.workspace if shows_workspace else "",
         "workspace_mode": spec.workspace_mode,
         "workspace_owner": owner,
+        "workspace_group": group,
         "cwd": "/workspace" if shows_workspace else image.home,
         "idmap": shows_workspace,
         "first_id": FIRST_ID + (os.getpid() % (1 << 21)) * IDS_PER_SESSION,
-        "disk_bytes": spec.ceiling.disk_bytes,
+        "disk_bytes": spec.limits.disk_bytes,
         "open_files": spec.ceiling.open_files,
         "hostname": spec.session_id[:12],
         "cgroups": list(cgroup.paths),
@@ -99,11 +102,12 @@ def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dic
     }
 
 
-def _owner_of(folder: str) -> int:
+def _owner_of(folder: str) -> tuple[int, int]:
     try:
-        return os.stat(folder).st_uid
+        info = os.stat(folder)
     except OSError as error:
         raise ConfigError(
             f"the notebook's folder {folder!r} cannot be shown: {error.strerror}",
             hint="start the kernel in a folder that exists and that you can read",
         ) from error
+    return info.st_uid, info.st_gid

@@ -50,10 +50,11 @@ SPEC = SessionSpec(
     image=Image(reference="host", binds=()),
     workspace="",
     workspace_mode="none",
+    limits=CEILING,
     ceiling=CEILING,
 )
 DEFAULT_USAGE = Usage(
-    wall_s=0.5, cpu_s=0.25, peak_memory_bytes=100 << 20, peak_processes=2, output_bytes=7
+    wall_s=0.5, cpu_s=0.25, peak_memory_bytes=1 << 30, peak_processes=2, output_bytes=7
 )
 
 

@@ -31,6 +31,7 @@ from tests.integration import leaks
 DEFAULTS = limits_of(SandboxConfig())
 GRACE_S = 1.0
 CELL_TIMEOUT_S = 30.0
+PAST_PRINT_S = 0.03
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -129,11 +130,14 @@ class Driver:
 
     async def interrupted(self, code: str, *, at: str = "up", **options: Any) -> Ran:
         """Run a cell and interrupt it when it has printed `at`, or asks for input."""
+        loop = asyncio.get_running_loop()
 
         def act(event: Event) -> None:
             printed = isinstance(event, Stream) and at in event.text
             if printed or isinstance(event, InputRequest):
-                self.session.interrupt()
+                # By then the cell has most often come to what follows its print; it must be
+                # interrupted wherever it is.
+                loop.call_later(PAST_PRINT_S, self.session.interrupt)
 
         return await self.run(code, on_event=act, **options)
 
@@ -171,6 +175,7 @@ def make_spec(workspace: Path, limits: Limits = DEFAULTS, **changes: Any) -> Ses
         image=resolve("host"),
         workspace=str(workspace),
         workspace_mode="overlay",
+        limits=limits,
         ceiling=limits,
         grace_s=GRACE_S,
     )

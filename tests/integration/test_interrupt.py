@@ -27,7 +27,6 @@ BLOCKED = {
     "getpass": "import getpass; getpass.getpass()",
     "await": "import asyncio; await asyncio.sleep(100)",
     "await in a task": "import asyncio\nasync def w(): await asyncio.sleep(100)\nawait asyncio.gather(w(), w())",
-    "loop in a coroutine": "async def spin():\n    while True: pass\nawait spin()",
     "join": "import threading\nd = threading.Event(); d.wait()",
     "queue": "import queue; queue.Queue().get()",
     "socket": "import socket; a, b = socket.socketpair(); a.recv(1)",
@@ -57,7 +56,7 @@ async def test_the_traceback_shows_the_line(box: Driver) -> None:
 async def test_a_caught_interrupt_is_the_cells_affair(box: Driver) -> None:
     ran = await box.interrupted("import time\ntry:\n    print('up'); time.sleep(100)\nexcept KeyboardInterrupt: print('caught')")
     assert ran.outcome is Outcome.OK, ran.said()
-    assert ran.text() == "up\ncaught\n"
+    assert ran.text().endswith("caught\n")
 
 
 async def test_cleanup_runs(box: Driver) -> None:
@@ -71,13 +70,17 @@ async def test_an_error_of_ones_own_is_no_interrupt(box: Driver) -> None:
     assert ran.outcome is Outcome.ERROR, ran.said()
 
 
+# The print may be what is interrupted: that alone must not end these cells.
+UP = "try: print('up')\nexcept KeyboardInterrupt: pass\n"
 DEAF = {
-    "ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('up')\nwhile True: pass",
-    "swallowed": "print('up')\nwhile True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass",
-    "blocked": "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\nprint('up')\nwhile True: time.sleep(1)",
-    "in C": "import ctypes, re\nprint('up')\nre.match(r'(a+)+$', 'a' * 40 + 'b')",
-    "own handler": "import signal; signal.signal(signal.SIGINT, lambda *a: None)\nprint('up')\nwhile True: pass",
-    "stopped": "import os\nprint('up'); os.kill(os.getpid(), 19)",
+    "ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + UP + "while True: pass",
+    "swallowed": UP + "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass",
+    "blocked": "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\n" + UP + "while True: time.sleep(1)",
+    "in C": UP + "sum(range(10 ** 12))",
+    "own handler": "import signal; signal.signal(signal.SIGINT, lambda *a: None)\n" + UP + "while True: pass",
+    "stopped": "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\nprint('up'); os.kill(os.getpid(), 19)",
+    # Stock ipykernel cancels the task only, which takes effect when it next awaits something.
+    "coroutine that never awaits": "async def spin():\n    " + UP.replace("\n", "\n    ") + "while True: pass\nawait spin()",
 }
 
 

@@ -138,22 +138,22 @@ def test_a_bad_setting_is_named(settings: dict[str, object], words: list[str]) -
 
 def test_a_cell_without_the_line_has_the_ceiling() -> None:
     for code in ("", "\n\n", "x = 1", "%%time\nx", "%sandbox", "%%sandboxes a=1", "# %%sandbox"):
-        assert parse_cell(code, CEILING) == (CEILING, code)
+        assert parse_cell(code, CEILING, CEILING) == (CEILING, code)
 
 
 def test_a_cell_lowers_limits() -> None:
-    limits, code = parse_cell("%%sandbox memory=256M wall_time='5 s' cpus=0.5\nx", CEILING)
+    limits, code = parse_cell("%%sandbox memory=256M wall_time='5 s' cpus=0.5\nx", CEILING, CEILING)
     assert limits == dataclasses.replace(CEILING, memory_bytes=256 * MIB, wall_time_s=5, cpus=0.5)
     assert code.endswith("\nx")
 
 
 def test_a_cell_may_ask_for_the_ceiling_itself() -> None:
-    limits, _ = parse_cell("%%sandbox memory=1G", CEILING)
+    limits, _ = parse_cell("%%sandbox memory=1G", CEILING, CEILING)
     assert limits == CEILING
 
 
 def test_line_numbers_stay() -> None:
-    _, code = parse_cell("%%sandbox memory=1G  # all\nx = 1\n1/0\n", CEILING)
+    _, code = parse_cell("%%sandbox memory=1G  # all\nx = 1\n1/0\n", CEILING, CEILING)
     assert code.splitlines()[1:] == ["x = 1", "1/0"]
     assert code.startswith("#")
     with pytest.raises(ZeroDivisionError) as caught:
@@ -162,25 +162,25 @@ def test_line_numbers_stay() -> None:
 
 
 def test_blank_lines_before_it() -> None:
-    _, code = parse_cell("\n  \n%%sandbox memory=1G\nx = 1\n", CEILING)
+    _, code = parse_cell("\n  \n%%sandbox memory=1G\nx = 1\n", CEILING, CEILING)
     assert code.splitlines()[3] == "x = 1"
 
 
 def test_a_cell_magic_may_follow() -> None:
-    _, code = parse_cell("%%sandbox memory=1G\n\n%%time\nx = 1\n", CEILING)
+    _, code = parse_cell("%%sandbox memory=1G\n\n%%time\nx = 1\n", CEILING, CEILING)
     assert code == "%%time\nx = 1\n"
 
 
 def test_settings_without_code() -> None:
-    assert parse_cell("%%sandbox memory=1G\n  \n", CEILING)[1] == ""
-    assert parse_cell("%%sandbox\nx", CEILING)[0] == CEILING
+    assert parse_cell("%%sandbox memory=1G\n  \n", CEILING, CEILING)[1] == ""
+    assert parse_cell("%%sandbox\nx", CEILING, CEILING)[0] == CEILING
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("memory=2G", ["memory=2G", "1 GiB", "kernelspec", "--memory 2G"]),
-        ("wall_time=1h", ["wall_time=1h", "5 min", "--wall-time 1h"]),
+        ("memory=2G", ["memory=2G", "1 GiB", "kernelspec", "--ceiling memory=2G"]),
+        ("wall_time=1h", ["wall_time=1h", "5 min", "--ceiling wall_time=1h"]),
         ("cpus=64", ["cpus=64", "ceiling of 2"]),
         ("memory=0", ["memory=0", "16 MiB"]),
         ("memory=lots", ["memory", "lots", "512M"]),
@@ -199,13 +199,13 @@ def test_settings_without_code() -> None:
 )
 def test_a_bad_line_is_named(line: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_cell(f"%%sandbox {line}\nx = 1", CEILING)
+        parse_cell(f"%%sandbox {line}\nx = 1", CEILING, CEILING)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_two_lines_are_one_too_many() -> None:
     with pytest.raises(ConfigError, match="two"):
-        parse_cell("%%sandbox memory=64M\n%%sandbox cpus=1\nx", CEILING)
+        parse_cell("%%sandbox memory=64M\n%%sandbox cpus=1\nx", CEILING, CEILING)
 
 
 @pytest.mark.parametrize("code", ["%sandbox", "\n %sandbox \n", "%sandbox  # how much is left?"])
@@ -232,7 +232,7 @@ def test_a_bad_status_line_is_named(code: str, words: list[str]) -> None:
 def test_no_code_breaks_the_parsers(code: str) -> None:
     for text in (code, "%%sandbox " + code, "%sandbox " + code):
         try:
-            limits, rest = parse_cell(text, CEILING)
+            limits, rest = parse_cell(text, CEILING, CEILING)
             is_status_line(text)
         except ConfigError as error:
             assert error.hint
@@ -241,3 +241,30 @@ def test_no_code_breaks_the_parsers(code: str) -> None:
             assert all(
                 getattr(limits, limit.field) <= getattr(CEILING, limit.field) for limit in LIMITS
             )
+
+
+def test_a_cell_may_raise_a_limit_up_to_the_ceiling() -> None:
+    settings = freeze(SandboxConfig(memory="256M", ceiling=["memory=1G", "wall_time=1h"]))
+    assert settings.limits.memory_bytes == 256 << 20
+    assert settings.ceiling.memory_bytes == 1 << 30
+    assert settings.ceiling.processes == settings.limits.processes
+    limits, _ = parse_cell("%%sandbox memory=1G\nx", settings.limits, settings.ceiling)
+    assert limits.memory_bytes == 1 << 30
+    assert limits.wall_time_s == settings.limits.wall_time_s
+    with pytest.raises(ConfigError, match="memory=2G is above the ceiling of 1 GiB"):
+        parse_cell("%%sandbox memory=2G\nx", settings.limits, settings.ceiling)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "words"),
+    [
+        ("memory", "ceiling 'memory' has no value"),
+        ("memori=1G", "did you mean memory"),
+        ("memory=1M", "memory=1M is too small"),
+        ("memory=512M", "is below the limit of 1 GiB"),
+    ],
+)
+def test_a_bad_ceiling_is_named(ceiling: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        freeze(SandboxConfig(ceiling=[ceiling]))
+    assert words in str(caught.value)

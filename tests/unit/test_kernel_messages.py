@@ -92,7 +92,7 @@ def test_error_is_one_message_and_the_same_reply(kernel: Client) -> None:
 @pytest.mark.parametrize(
     ("line", "ename", "words"),
     [
-        ("kill memory", "MemoryLimitExceeded", ["1 GiB", "peak 100 MiB"]),
+        ("kill memory", "MemoryLimitExceeded", ["1 GiB", "peak 1 GiB"]),
         ("kill wall_time", "WallTimeLimitExceeded", ["5 min"]),
         ("kill cpu_time", "CpuTimeLimitExceeded", ["5 min"]),
         ('kill crashed {"signal": 11}', "CellCrashed", ["SIGSEGV"]),

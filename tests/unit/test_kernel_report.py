@@ -46,7 +46,7 @@ def test_committed_cells_speak_for_themselves(outcome: Outcome) -> None:
 def test_below_the_ceiling_the_advice_is_a_line_that_works(outcome: Outcome, line: str) -> None:
     said = error(killed(outcome))
     assert f"`{line}`" in said.evalue
-    parse_cell(line, CEILING)
+    parse_cell(line, CEILING, CEILING)
     assert said.evalue.endswith("the session is as it was before this cell")
 
 
