@@ -268,8 +268,8 @@ def arguments_of(config: SandboxConfig) -> list[str]:
 def parse_cell(code: str, limits: Limits, ceiling: Limits) -> tuple[Limits, str]:
     """Give the limits of one cell and the code to run; raises ConfigError.
 
-    Without a `%%sandbox` line at its top the cell has `limits`, with one at most `ceiling`. Line numbers stay,
-    so that a traceback points at the line that the user sees.
+    Without a `%%sandbox` line at its top the cell has `limits`, with one at most `ceiling`. Line
+    numbers stay, so that a traceback points at the line that the user sees.
     """
     lines = code.splitlines(keepends=True)
     top = next((index for index, line in enumerate(lines) if line.strip()), None)

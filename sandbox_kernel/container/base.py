@@ -16,6 +16,7 @@ from sandbox_kernel.container.plan import DEVICES
 from sandbox_kernel.linux import libc
 
 BASE = "/tmp"  # noqa: S108 - only a mount point that every host has; the tmpfs on it is private
+FILE_BYTES = 16 << 20
 _CLONE = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC
 
 
@@ -29,18 +30,38 @@ def attach_host_side(
     with the path at fault. The caller sits in a mount namespace of its own.
     """
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
-    trees = [_clone(source, read_only=read_only) for source, _, read_only in binds]
+    trees = {
+        n: _clone(source, read_only=read_only)
+        for n, (source, _, read_only) in enumerate(binds)
+        if os.path.isdir(source)
+    }
+    # A file is copied: one like /etc/ld.so.cache is replaced by the next installation on the
+    # host, and what is unlinked cannot be bound any more (mount(2), ENOENT).
+    files = {n: _read(source) for n, (source, _, _) in enumerate(binds) if n not in trees}
     devices = [libc.open_tree(f"/dev/{name}", flags=_CLONE) for name in DEVICES]
     shown = _clone_workspace(*workspace, idmap_fd) if workspace else None
-    libc.mount("tmpfs", BASE, fstype="tmpfs", flags=libc.MS_NOSUID, data="mode=0755,size=1m")
+    libc.mount("tmpfs", BASE, fstype="tmpfs", flags=libc.MS_NOSUID, data="mode=0755,size=64m")
     for folder in ("b", "d", "w", "s", "k", "r", "e", "p"):
         os.mkdir(f"{BASE}/{folder}")
-    for n, tree in enumerate(trees):
-        _attach(tree, f"{BASE}/b/{n}", folder=os.path.isdir(f"/proc/self/fd/{tree}"))
+    for n, tree in trees.items():
+        _attach(tree, f"{BASE}/b/{n}", folder=True)
+    for n, content in files.items():
+        _write(f"{BASE}/b/{n}", content)
     for name, tree in zip(DEVICES, devices, strict=True):
         _attach(tree, f"{BASE}/d/{name}", folder=False)
     if shown is not None:
         _attach(shown, f"{BASE}/w", folder=True)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(FILE_BYTES)
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+    os.chmod(path, 0o444)
 
 
 def _clone(source: str, *, read_only: bool) -> int:

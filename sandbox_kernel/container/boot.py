@@ -70,7 +70,8 @@ def _become_guest(
         drop_privileges(body["open_files"])
         step = "system call filter"
         listener = libc.seccomp_load(compile_policy(cell_policy()), listener=True)
-        assert listener is not None
+        if listener is None:
+            raise LaunchError(step, "no listener")
         control.send(channel, {"op": "filtered"}, (listener,))
         os.close(listener)
         step = "exec"
@@ -119,4 +120,5 @@ def _exec(body: dict[str, Any]) -> NoReturn:
     os.chdir(body["cwd"])
     program = _BOOT.format(package=body["package"], fd=GUEST_FD)
     argv = [*body["python"], "-c", program]
-    os.execve(argv[0], argv, {str(name): str(value) for name, value in body["env"]})
+    env = {str(name): str(value) for name, value in body["env"]}
+    os.execve(argv[0], argv, env)  # noqa: S606 - no shell, on purpose

@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, InvalidStateError
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -43,16 +44,16 @@ def drop_idle_loky() -> None:
         executor.shutdown(wait=True, kill_workers=True)
         if feeder is not None:  # told to end, but nobody waited for it
             feeder.join(timeout=0.25)
-        module._executor = None  # noqa: SLF001
+        module._executor = None
 
 
 def collect(dead: Iterable[threading.Thread], frames: Iterable[FrameType]) -> Lost:
     """Find the pools that dead threads served; call it while the threads' frames exist."""
     lost = Lost([], [], [], [])
-    served = {id(None)}
+    served: set[int] = {id(None)}
     has_task_pool = False
     for thread in dead:
-        args = getattr(thread, "_args", ())  # there until the thread's function returns
+        args: Any = getattr(thread, "_args", ())  # there until the thread's function returns
         # A manager thread of processes has the reference as an attribute, a worker as argument.
         reference = getattr(thread, "executor_reference", None)
         pools = lost.process_pools if reference is not None else lost.thread_pools
@@ -76,10 +77,10 @@ def mend(lost: Lost) -> None:
     """Make the pools usable in this process, and break what they were to compute."""
     thread_module = sys.modules.get("concurrent.futures.thread")
     if thread_module is not None:
-        thread_module._threads_queues.clear()  # noqa: SLF001 - joined at exit otherwise
+        thread_module._threads_queues.clear()  # joined at exit otherwise
     process_module = sys.modules.get("concurrent.futures.process")
     if process_module is not None:
-        process_module._threads_wakeups.clear()  # noqa: SLF001 - the same
+        process_module._threads_wakeups.clear()  # the same
     for executor in lost.thread_pools:
         _attempt(_renew_threads, executor)
     for executor in lost.process_pools:
@@ -89,11 +90,11 @@ def mend(lost: Lost) -> None:
     for future in lost.running:
         _break(future)
     for module in _loaded(_LOKY):
-        module._executor = module._executor_kwargs = None  # noqa: SLF001
-        module._executor_lock = threading.RLock()  # noqa: SLF001
+        module._executor = module._executor_kwargs = None
+        module._executor_lock = threading.RLock()
     children = sys.modules.get("multiprocessing.process")
     if children is not None:
-        children._children.clear()  # type: ignore[attr-defined]  # noqa: SLF001 - its parent's
+        children._children.clear()  # they are its parent's
 
 
 def _loaded(names: Iterable[str]) -> Iterator[Any]:
@@ -114,7 +115,7 @@ def _running(frames: Iterable[FrameType]) -> Iterator[Any]:
         at: FrameType | None = frame
         while at is not None:
             item = at.f_locals.get("work_item") if at.f_code.co_name == "_worker" else None
-            if isinstance(item, module._WorkItem):  # noqa: SLF001
+            if isinstance(item, module._WorkItem):
                 yield item.future
             at = at.f_back
 
@@ -134,57 +135,54 @@ def _renew_threads(executor: Any) -> None:
     """
     with contextlib.suppress(queue.Empty):
         while True:
-            item = executor._work_queue.get_nowait()  # noqa: SLF001
+            item = executor._work_queue.get_nowait()
             if item is not None:
                 _break(item.future)
-    executor._work_queue = queue.SimpleQueue()  # noqa: SLF001
-    executor._threads = set()  # noqa: SLF001
-    executor._idle_semaphore = threading.Semaphore(0)  # noqa: SLF001
-    executor._shutdown_lock = threading.Lock()  # noqa: SLF001
+    executor._work_queue = queue.SimpleQueue()
+    executor._threads = set()
+    executor._idle_semaphore = threading.Semaphore(0)
+    executor._shutdown_lock = threading.Lock()
 
 
 def _renew_processes(executor: Any) -> None:
     """Make a ProcessPoolExecutor as new; what was submitted is marked broken."""
-    from concurrent.futures import process
-
-    pending = list((executor._pending_work_items or {}).values())  # noqa: SLF001
+    process: Any = sys.modules["concurrent.futures.process"]
+    pending = list((executor._pending_work_items or {}).values())
     for item in pending:
         _break(item.future)
     # The manager thread's farewell, when it is collected, takes this lock.
-    executor._shutdown_lock._at_fork_reinit()  # noqa: SLF001
+    executor._shutdown_lock._at_fork_reinit()
     if type(executor) is not process.ProcessPoolExecutor:
         if hasattr(executor, "_broken"):
-            executor._broken = _REASON  # noqa: SLF001
+            executor._broken = _REASON
         flags = getattr(executor, "_flags", None)
         if flags is not None:  # loky's
             flags.shutdown_lock = threading.Lock()
             flags.broken = process.BrokenProcessPool(_REASON)
         return
-    if executor._shutdown_thread:  # noqa: SLF001 - the user has closed it
+    if executor._shutdown_thread:  # the user has closed it
         return
     options = {"max_tasks_per_child": getattr(executor, "_max_tasks_per_child", None)}
     process.ProcessPoolExecutor.__init__(
         executor,
-        executor._max_workers,  # noqa: SLF001
-        executor._mp_context,  # noqa: SLF001
-        executor._initializer,  # noqa: SLF001
-        executor._initargs,  # noqa: SLF001
+        executor._max_workers,
+        executor._mp_context,
+        executor._initializer,
+        executor._initargs,
         **{name: value for name, value in options.items() if value is not None},
     )
 
 
 def _close_task_pool(pool: Any) -> None:
     """Close a multiprocessing.Pool: its methods raise ValueError instead of waiting for ever."""
-    pool._state = "TERMINATE"  # noqa: SLF001
-    for result in list(pool._cache.values()):  # noqa: SLF001
+    pool._state = "TERMINATE"
+    for result in list(pool._cache.values()):
         with contextlib.suppress(AttributeError, TypeError):
-            result._success, result._value = False, RuntimeError(_REASON)  # noqa: SLF001
-            result._event.set()  # noqa: SLF001
+            result._success, result._value = False, RuntimeError(_REASON)
+            result._event.set()
 
 
 def _break(future: Any) -> None:
-    from concurrent.futures import BrokenExecutor, InvalidStateError
-
-    future._condition = threading.Condition()  # noqa: SLF001 - a dead thread may hold the old one
+    future._condition = threading.Condition()  # a dead thread may hold the old one
     with contextlib.suppress(InvalidStateError):
         future.set_exception(BrokenExecutor(_REASON))

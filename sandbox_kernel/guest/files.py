@@ -1,4 +1,4 @@
-"""Open files over a change of container: what the interpreter has open follows it into the new root.
+"""Open files over a change of container: what is open follows the interpreter into the new root.
 
 A descriptor that was opened in an earlier cell leads into that cell's file system, and it shares
 its offset with the parked head. So every regular file and folder is opened again by its path
@@ -48,9 +48,7 @@ def places(keep: frozenset[int] = frozenset()) -> dict[int, str]:
     return {fd: path for fd, _ in _candidates(keep) if (path := _path(fd)) is not None}
 
 
-def reopen(
-    keep: frozenset[int] = frozenset(), known: Mapping[int, str] | None = None
-) -> list[str]:
+def reopen(keep: frozenset[int] = frozenset(), known: Mapping[int, str] | None = None) -> list[str]:
     """Open all files above standard error again, by path in this root; call it after entering.
 
     Leaves the descriptors in `keep`. `known` has paths from `places` that go before what the
@@ -191,7 +189,7 @@ def _stays(file: _Open, reason: str) -> str:
 
 def _name(file: _Open) -> str:
     path = file.path
-    return path[: -len(_DELETED)] if path.endswith(_DELETED) else path
+    return path.removesuffix(_DELETED)
 
 
 def _shared_mappings() -> list[str]:
@@ -217,4 +215,4 @@ def _shown(path: str) -> str:
         return "anonymous memory"
     if path.startswith("/dev/") and not path.startswith("/dev/shm/"):  # noqa: S108 - devices
         return ""
-    return path[: -len(_DELETED)] if path.endswith(_DELETED) else path
+    return path.removesuffix(_DELETED)

@@ -14,7 +14,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Deque
+from typing import Any
 
 from sandbox_kernel.guest.wire import Decoder, Frame, encode
 
@@ -42,7 +42,7 @@ class Link:
         self.sock = sock
         self.fds: list[int] = []
         self._decoder = Decoder()
-        self._frames: Deque[Frame] = deque()
+        self._frames: deque[Frame] = deque()
         self._acknowledged = 0
         self._sent = 0
 

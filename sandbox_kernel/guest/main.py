@@ -44,6 +44,7 @@ def main(link_fd: int) -> NoReturn:
 
     requests = Requests(make_kernel(link))
     requests.warm()
+    libc.flush_c_streams(by_line=True)
     gc.collect()
     # Only now: a json.py in the notebook's folder is for the notebook, not for us.
     sys.path.insert(0, "")
@@ -86,12 +87,12 @@ class Guest:
         for fd, _ in poll.poll():
             if fd in self._children:
                 info = os.waitid(os.P_PIDFD, fd, os.WEXITED)
-                assert info is not None  # without WNOHANG
                 number = self._children.pop(fd)
                 os.close(fd)
-                self._link.send(
-                    {"op": "exited", "id": number, "code": info.si_code, "status": info.si_status}
-                )
+                if info is not None:  # never without WNOHANG
+                    code, status = info.si_code, info.si_status
+                    body = {"op": "exited", "id": number, "code": code, "status": status}
+                    self._link.send(body)
 
     def _do_fork(self, frame: Frame) -> None:
         """Fork a child that speaks over the descriptors that came along: link, stdout, stderr."""
@@ -189,6 +190,7 @@ class Guest:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()  # the user may have closed or replaced it
+        libc.flush_c_streams()  # or every fork would inherit what is in there, and write it too
         return reply
 
     def _do_ask(self, frame: Frame) -> None:

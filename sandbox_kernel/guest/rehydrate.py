@@ -29,13 +29,12 @@ _BUFFER_BYTES = 1 << 20
 _PROTOCOL = 5
 # What IPython puts into the namespace, and every guest has of its own.
 _SHELLS_OWN = frozenset(
-    ("In", "Out", "exit", "quit", "open", "get_ipython", "_", "__", "___")
-    + ("_i", "_ii", "_iii", "_ih", "_oh", "_dh", "_sh", "_exit_code")
+    "In Out exit quit open get_ipython _ __ ___ _i _ii _iii _ih _oh _dh _sh _exit_code".split()
 )
 # To share one of these is no bond: it is immutable, or found again by its name.
 _UNBOUND = (str, bytes, int, float, complex, types.ModuleType, types.BuiltinFunctionType)
 
-PathOrFd = Union[str, int]  # noqa: UP007 - evaluated, and Python 3.9 knows no other form
+PathOrFd = Union[str, int]
 Save = Callable[[Any], None]
 
 
@@ -110,7 +109,7 @@ def _dump_variables(
     for names in groups:
         group = {name: values[name] for name in names}
         try:
-            _write(file, "variables", names, lambda sink, group=group: pickler_type(sink).dump(group))  # type: ignore[misc]
+            _write(file, "variables", names, _by_value(pickler_type, group))
         except OSError:  # the reader is gone
             raise
         except Exception as error:  # it did pickle a moment ago; the reader leaves it out too
@@ -156,22 +155,20 @@ def _groups(
 
 
 def _is_bond(thing: Any) -> bool:
-    from cloudpickle import cloudpickle
+    from cloudpickle import cloudpickle  # noqa: PLC0415 - the image may lack it
 
     kind = type(thing)
     if issubclass(kind, (type, types.FunctionType)):
-        return not cloudpickle._should_pickle_by_reference(thing)  # noqa: SLF001
+        return not cloudpickle._should_pickle_by_reference(thing)
     # numpy has one object for each data type; all arrays would hang together by it.
     return not (kind.__module__ == "numpy.dtypes" or kind.__name__.startswith("dtype"))
 
 
 def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
     """Make a pickler that knows the namespace, and functions of it, by reference."""
-    from cloudpickle import cloudpickle
+    from cloudpickle import cloudpickle  # noqa: PLC0415 - the image may lack it
 
-    main = sys.modules.get("__main__")
-    if getattr(main, "__dict__", None) is not namespace:
-        main = None
+    main = _main_module(namespace)
 
     class Pickler(cloudpickle.Pickler):
         def __init__(self, file: Any, **options: Any) -> None:
@@ -181,12 +178,10 @@ def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
         def persistent_id(self, obj: Any) -> str | None:
             if obj is namespace:
                 return "namespace"
-            return "main" if obj is main and main is not None else None
+            return "main" if obj is main else None
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, io.TextIOWrapper) and obj not in (sys.__stdout__, sys.__stderr__):
-                # cloudpickle would carry the text that is left to read.
-                raise pickle.PicklingError("an open file")
+            _refuse_files(obj)
             if id(obj) in self._cells:
                 return _make_cell, ()
             return super().reducer_override(obj)
@@ -195,8 +190,7 @@ def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
             code, env, name, defaults, _ = super()._function_getnewargs(func)
             # cloudpickle gives each function cells of its own; here, functions that share one
             # go on sharing. They are made empty and filled later, as they may hold the function.
-            for cell in func.__closure__ or ():
-                self._cells[id(cell)] = cell
+            self._cells.update((id(cell), cell) for cell in func.__closure__ or ())
             env = namespace if func.__globals__ is namespace else env
             return code, env, name, defaults, func.__closure__
 
@@ -211,6 +205,18 @@ def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
     return Pickler
 
 
+def _main_module(namespace: dict[str, Any]) -> object:
+    """Give `__main__` if the namespace is its dictionary, else an object that nobody has."""
+    main = sys.modules.get("__main__")
+    return main if getattr(main, "__dict__", None) is namespace else object()
+
+
+def _refuse_files(obj: Any) -> None:
+    # cloudpickle would carry the text that is left to read.
+    if isinstance(obj, io.TextIOWrapper) and obj not in (sys.__stdout__, sys.__stderr__):
+        raise pickle.PicklingError("an open file")
+
+
 def _make_cell() -> types.CellType:
     return types.CellType()
 
@@ -223,9 +229,9 @@ def _content(cell: types.CellType) -> tuple[Any, ...]:
 
 
 def _set_function(function: Any, state: tuple[Any, list[tuple[Any, tuple[Any, ...]]]]) -> None:
-    from cloudpickle import cloudpickle
+    from cloudpickle import cloudpickle  # noqa: PLC0415 - the image may lack it
 
-    cloudpickle._function_setstate(function, state[0])  # noqa: SLF001
+    cloudpickle._function_setstate(function, state[0])
     for cell, content in state[1]:
         if content:
             cell.cell_contents = content[0]
@@ -312,6 +318,10 @@ _ACCEPT: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
 
 def _plainly(content: Any) -> Save:
     return lambda sink: pickle.dump(content, sink, _PROTOCOL)
+
+
+def _by_value(pickler_type: Callable[..., Any], content: Any) -> Save:
+    return lambda sink: pickler_type(sink).dump(content)
 
 
 def _write(file: IO[bytes], kind: str, names: Iterable[str], save: Save) -> None:

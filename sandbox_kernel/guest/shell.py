@@ -28,7 +28,7 @@ from sandbox_kernel.guest.link import Link
 
 
 def _forgo_debugger() -> None:
-    """Keep ipykernel from loading debugpy: it costs 0.1 s and starts threads, and is not offered."""
+    """Keep ipykernel from loading debugpy, which costs 0.1 s, starts threads and is not offered."""
     if "ipykernel.debugger" not in sys.modules:
         stub = ModuleType("ipykernel.debugger")
         stub._is_debugpy_available = False  # type: ignore[attr-defined]
@@ -48,8 +48,9 @@ _WARM: dict[str, Any] = {
 }
 
 
-def _keep_nothing(channel: str) -> contextlib.AbstractContextManager[None]:
+def _keep_nothing(*, channel: str) -> contextlib.AbstractContextManager[None]:
     """Stand in for IPython's record of what is printed."""
+    del channel
     return contextlib.nullcontext()
 
 
@@ -64,7 +65,7 @@ class LinkSession(Session):
         super().__init__(key=b"")
         self.link = link
 
-    def send(  # noqa: PLR0913 - the signature of the base class
+    def send(
         self,
         stream: Any,
         msg_or_type: Any,
@@ -114,8 +115,7 @@ class GuestKernel(IPythonKernel):
     io_loop: Any = None
 
     def _input_request(self, prompt: Any, ident: Any, parent: Any, password: bool = False) -> str:
-        assert isinstance(self.session, LinkSession)
-        link = self.session.link
+        link: Link = self.session.link  # type: ignore[union-attr]
         sys.stdout.flush()
         sys.stderr.flush()
         link.publish({"op": "input", "prompt": str(prompt), "password": bool(password)})

@@ -68,7 +68,7 @@ def forget_dead() -> None:
     too, as they are what libraries mend themselves with; `random` keeps its state. Pools of
     threads work again, pools of processes start anew, work that was under way is marked broken.
     """
-    frames = sys._current_frames()  # noqa: SLF001
+    frames = sys._current_frames()
     dead = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
     if len(frames) == 1 and not dead:
         return
@@ -87,7 +87,7 @@ def _restart_interpreter() -> None:
             _imp.acquire_lock()  # since Python 3.13 the call below releases it, or aborts
         # Frees the dead threads' states and makes the GIL anew: its condition variable still
         # counts waiters that are gone, and waits for them when the next thread starts.
-        libc._LIBC_WITH_GIL["PyOS_AfterFork_Child"]()  # noqa: SLF001
+        libc._LIBC_WITH_GIL["PyOS_AfterFork_Child"]()
     finally:
         sys.unraisablehook = hook
     if random is not None:
@@ -136,7 +136,7 @@ def _end_pools() -> None:
 class _Stubborn:
     """Threads that did not end when they were waited for."""
 
-    tids: set[int] = set()  # noqa: RUF012 - replaced, never changed
+    tids: set[int] = set()  # replaced, never changed
 
 
 _stubborn = _Stubborn()
@@ -144,9 +144,7 @@ _stubborn = _Stubborn()
 
 def _unknown() -> set[int]:
     """Give the threads that are not known to bear a fork."""
-    return {
-        tid for tid, paths in tasks.owners(tasks.others()).items() if not _survives(tid, paths)
-    }
+    return {tid for tid, paths in tasks.owners(tasks.others()).items() if not _survives(tid, paths)}
 
 
 def _survives(tid: int, paths: tuple[str, ...]) -> bool:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 MAGIC = 0x5B0CE115
 PREFIX = struct.Struct("!III")

@@ -40,13 +40,13 @@ _ETC = (
     "/etc/ssl/openssl.cnf",
     "/etc/timezone",
 )
+_PASSWD = (
+    "root:x:0:0:root:/root:/usr/sbin/nologin\n"
+    f"jovyan:x:{CELL_UID}:{CELL_UID}:jovyan:{HOME}:/bin/bash\n"
+    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+)
 _FILES = (
-    (
-        "/etc/passwd",
-        "root:x:0:0:root:/root:/usr/sbin/nologin\n"
-        f"jovyan:x:{CELL_UID}:{CELL_UID}:jovyan:{HOME}:/bin/bash\n"
-        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-    ),
+    ("/etc/passwd", _PASSWD),
     ("/etc/group", f"root:x:0:\ntty:x:5:\njovyan:x:{CELL_UID}:\nnogroup:x:65534:\n"),
     ("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
     ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),

@@ -74,12 +74,9 @@ def _memory(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
     peak = result.usage.peak_memory_bytes
     seen = f" (peak {format_size(peak)})" if peak is not None else ""
     if peak is not None and peak < limit * 0.9:
-        return (
-            "MemoryLimitExceeded",
-            f"the session's variables and files and this cell needed more memory together than "
-            f"the session may have, which is {format_size(total_memory_bytes(ceiling))}{seen}",
-            "delete variables and files that you no longer need",
-        )
+        total = format_size(total_memory_bytes(ceiling))
+        reason = f"the session's variables and files and this cell needed more than {total}{seen}"
+        return "MemoryLimitExceeded", reason, "delete variables and files you no longer need"
     higher = min(2 * limit, ceiling.memory_bytes)
     return (
         "MemoryLimitExceeded",

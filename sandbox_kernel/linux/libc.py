@@ -16,7 +16,7 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox_kernel.linux import constants
 
@@ -156,7 +156,7 @@ def move_mount(
     _move_mount(from_fd, b"", to_dir_fd, os.fsencode(to_path), flags)
 
 
-def mount_setattr(
+def mount_setattr(  # noqa: PLR0913 - the fields of struct mount_attr
     path: AnyPath,
     *,
     dir_fd: int = constants.AT_FDCWD,
@@ -327,8 +327,8 @@ def set_child_subreaper(reaper: bool) -> None:  # noqa: FBT001
 def fork() -> int:
     """Fork by the C library with the GIL held and without CPython's at-fork hooks.
 
-    The child is the continuation of the calling thread: nothing is seeded anew, no
-    hook of a user runs, other threads are gone. pthread_atfork handlers do run.
+    The child is the continuation of this thread, the only one: nothing is seeded anew, no hook
+    of a user runs. pthread_atfork handlers do.
     """
     return _fork()
 
@@ -348,9 +348,11 @@ def clone(flags: int) -> int:
     return _clone(flags | signal.SIGCHLD, None, None, *tail)
 
 
-def exit_now(status: int) -> NoReturn:
-    """End the process without flushing buffers or running handlers."""
-    os._exit(status)
+def flush_c_streams(*, by_line: bool = False) -> None:
+    """Write what C code left in its buffers; `by_line`: have stdout do so by itself from now on."""
+    if by_line:
+        _LIBC.setvbuf(_POINTER.in_dll(_LIBC, "stdout"), None, _INT(1), _ULONG(0))  # _IOLBF
+    _LIBC.fflush(None)
 
 
 def fionread(fd: int) -> int:

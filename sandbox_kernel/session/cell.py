@@ -17,7 +17,7 @@ from typing import Any
 from sandbox_kernel.errors import ProtocolError
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup
-from sandbox_kernel.model import Event, InputRequest, Json, Limits, Message, Outcome
+from sandbox_kernel.model import Event, Execution, InputRequest, Json, Limits, Message, Outcome
 from sandbox_kernel.session.guest import Guest
 
 PUBLISHABLE = frozenset(
@@ -32,6 +32,8 @@ PUBLISHABLE = frozenset(
         "comm_close",
     )
 )
+CUT = (Outcome.WALL_TIME, Outcome.CPU_TIME)
+"""Reasons to stop a cell that roll it back however it ends then."""
 _MAX_COMMS = 10_000
 CPU_CHECK_FLOOR_S = 0.02
 STATUS_WAIT_S = 0.5
@@ -66,6 +68,22 @@ class Done:
     fragile: tuple[str, ...]
     comms: tuple[tuple[str, str], ...]
     alone: bool
+
+
+def execute_body(execution: Execution, limits: Limits) -> Json:
+    """Give the frame that asks a guest to run a cell."""
+    return {
+        "op": "execute",
+        "code": execution.code,
+        "silent": execution.silent,
+        "store_history": execution.store_history,
+        "user_expressions": execution.user_expressions,
+        "allow_stdin": execution.allow_stdin,
+        "execution_count": execution.execution_count,
+        "cell_id": execution.cell_id,
+        "parent": execution.parent,
+        "open_files": limits.open_files,
+    }
 
 
 class Cell:
@@ -207,7 +225,7 @@ class Cell:
         if not isinstance(content, dict) or not isinstance(metadata, dict):
             raise ProtocolError(f"a cell sent a {kind} whose content is no object")
         _check(str(kind), content)
-        if kind == "error" and self._stopping in (Outcome.WALL_TIME, Outcome.CPU_TIME):
+        if kind == "error" and self._stopping in CUT:
             self._traceback = tuple(str(line) for line in content["traceback"])
         else:
             message = Message(str(kind), content, metadata, frame.buffers)
@@ -238,11 +256,9 @@ class Cell:
         self._end()
 
     def _judge(self) -> Verdict:
-        cut = self._stopping in (Outcome.WALL_TIME, Outcome.CPU_TIME)
         if self._cgroup.usage().oom_kills > 0:
             return self._rolled_back(Outcome.MEMORY)
-        if cut:
-            assert self._stopping is not None
+        if self._stopping in CUT:
             return self._rolled_back(self._stopping)
         if self._failure is not None:
             return self._rolled_back(Outcome.CRASHED, notes=(str(self._failure),))

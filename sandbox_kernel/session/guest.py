@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox_kernel.errors import ProtocolError
+from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.session.link import GuestLink
 from sandbox_kernel.session.output import Output
 
@@ -55,6 +56,10 @@ class Guest:
     def _exited(self) -> None:
         self._on_exit()
 
+    def refuse_frames(self) -> None:
+        """Take any frame from now on as a breach of the protocol: a head speaks when asked."""
+        self.link.handler = _refuse
+
     def set_status(self, code: int, status: int) -> None:
         """Note the exit status that the parent has reported."""
         if not self.status.done():
@@ -81,6 +86,10 @@ class Guest:
         self.closed = True
         self.link.close()
         self.output.close()
+
+
+def _refuse(frame: Frame) -> None:
+    raise ProtocolError(f"a head said {frame.op[:40]!r} though nobody asked")
 
 
 def status_of(pid: int) -> dict[str, list[str]]:

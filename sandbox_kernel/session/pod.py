@@ -15,14 +15,23 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from sandbox_kernel.container.boot import RESERVED_FDS
-from sandbox_kernel.errors import HostError, ProtocolError, SandboxError, SessionLost
+from sandbox_kernel.errors import ConfigError, HostError, ProtocolError, SandboxError, SessionLost
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
-from sandbox_kernel.model import CELL_UID, HEAD_UID, Json, Limits, SessionSpec, total_memory_bytes
+from sandbox_kernel.model import (
+    CELL_UID,
+    HEAD_UID,
+    Json,
+    Limits,
+    SessionSpec,
+    Usage,
+    total_memory_bytes,
+)
 from sandbox_kernel.session.guest import Guest, status_of
 from sandbox_kernel.session.place import Builder, Place
 from sandbox_kernel.session.start import Started, start
 from sandbox_kernel.session.supervisor import RESTART_HINT, Supervisor
+from sandbox_kernel.units import format_size
 
 BOOT_TIMEOUT_S = 60.0
 FORK_TIMEOUT_S = 60.0
@@ -42,6 +51,7 @@ class Pod:
         self._fork_number = 0
         self._guests: list[Guest] = []
         self._closed = False
+        self._disk_bytes = spec.limits.disk_bytes
         _check_open_files(spec.ceiling.open_files)
         tree = CgroupTree.detect()
         tree.sweep()
@@ -244,6 +254,16 @@ class Pod:
         self.supervisor.reaped[guest.pid_inside] = reaped
         self.supervisor.send({"op": "watch", "pid": guest.pid_inside})
 
+    def usage(self, disk_bytes: int) -> Usage:
+        """Give what all processes of the session used: CPU time in all, memory now."""
+        counted = self.cgroup.usage()
+        return Usage(
+            cpu_s=counted.cpu_s,
+            peak_memory_bytes=counted.memory_bytes,
+            peak_processes=len(self.cgroup.processes()),
+            disk_bytes=disk_bytes,
+        )
+
     def files_bytes(self, head: Guest) -> int:
         """Give how much the files of all layers take, as any guest's root shows."""
         # An overlay answers with the figures of the file system of its upper: the scratch.
@@ -252,6 +272,19 @@ class Pod:
         except OSError as error:
             raise SessionLost("the session's head is gone", hint=RESTART_HINT) from error
         return (info.f_blocks - info.f_bfree) * info.f_frsize
+
+    async def resize(self, disk_bytes: int) -> None:
+        """Set how much the files of all layers may take; raises ConfigError below what they do."""
+        if disk_bytes == self._disk_bytes:
+            return
+        answer = await self.supervisor.ask({"op": "resize", "disk_bytes": disk_bytes}, "resized")
+        if "error" in answer:
+            used = format_size(int(answer["used"]))
+            raise ConfigError(
+                f"disk={format_size(disk_bytes)} is below what the session's files take",
+                hint=f"they take {used}; delete some, or give more",
+            )
+        self._disk_bytes = disk_bytes
 
     def discard(self, *layers: int) -> None:
         """Throw the files of layers away."""

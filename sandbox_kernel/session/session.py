@@ -15,14 +15,10 @@ returns to (`resident`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from sandbox_kernel.errors import ConfigError, ProtocolError, SandboxError, SessionLost
-from sandbox_kernel.guest.wire import Frame
+from sandbox_kernel.errors import ProtocolError, SessionLost
 from sandbox_kernel.model import (
     CellResult,
     Event,
@@ -34,41 +30,24 @@ from sandbox_kernel.model import (
     Usage,
 )
 from sandbox_kernel.session import resident
-from sandbox_kernel.session.cell import Cell, Verdict
+from sandbox_kernel.session.ahead import Ahead, Fork, Prepared
+from sandbox_kernel.session.background import Background
+from sandbox_kernel.session.cell import Cell, Verdict, execute_body
 from sandbox_kernel.session.guest import Guest
-from sandbox_kernel.session.place import Place
 from sandbox_kernel.session.pod import Pod
-from sandbox_kernel.session.squasher import Squasher
 from sandbox_kernel.session.supervisor import RESTART_HINT
-from sandbox_kernel.units import format_size
 
 Sink = Callable[[Event], None]
 
 ASK_TIMEOUT_S = 5.0
+THREAD_CRASHED = (
+    "A thread that an earlier cell left running crashed. "
+    "The variables are as they were before that cell."
+)
 FORKS = 8
 """What is forked of a guest on the session's behalf may go beyond the cell's limit."""
 
 log = logging.getLogger("sandbox_kernel.session")
-
-
-@dataclass
-class Prepared:
-    """A guest that sits in a place and waits for a request."""
-
-    child: Guest
-    place: Place
-    notes: tuple[str, ...] = ()
-    fragile: tuple[str, ...] = ()
-    """Native pools of a resident guest that a fork of it would miss."""
-
-
-@dataclass
-class Fork:
-    """A child that a cell's guest forks before it parks."""
-
-    child: asyncio.Task[Guest]
-    moved: asyncio.Event
-    """Set when the child has left the cell's cgroup, or is dead."""
 
 
 class Session:
@@ -83,17 +62,14 @@ class Session:
         """The layer of the head if it added no files: to be thrown away with the head."""
         self._resident: Prepared | None = None
         self._next: asyncio.Task[Prepared] | None = None
-        self._spare: asyncio.Task[Place] | None = None
         self._forked: Fork | None = None
-        self._layered: asyncio.Task[bool] | None = None
         self._settled: asyncio.Task[None] | None = None
         self._boot: asyncio.Task[None] | None = None
         self._cell: Cell | None = None
         self._running: Prepared | None = None
         self._notes: tuple[str, ...] = ()
-        self._disk_limit = spec.limits.disk_bytes
         self._disk_used = 0
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._lock = asyncio.Lock()
 
     # ---- beginning and end
@@ -104,6 +80,13 @@ class Session:
             raise SessionLost("the session was closed")
         return self._begun
 
+    @property
+    def _state(self) -> Guest:
+        """The head: who holds the committed state."""
+        if self._head is None:
+            raise SessionLost("the session is not up")
+        return self._head
+
     def begin(self) -> None:
         """Start the session's processes and return at once; raises HostError, ConfigError."""
         self._begun = Pod(self.spec)
@@ -111,7 +94,7 @@ class Session:
     async def ready(self) -> None:
         """Wait until the session can run cells; raises LaunchError, SessionLost."""
         if self._boot is None:
-            self._boot = asyncio.create_task(self._finish_boot())
+            self._boot = self._background.start(self._finish_boot())
         await asyncio.shield(self._boot)
         if self._pod.failure is not None:
             raise self._pod.failure
@@ -119,7 +102,7 @@ class Session:
     async def _finish_boot(self) -> None:
         pod = self._pod
         head = await pod.boot(self._lose)
-        self._squasher = Squasher(pod, self.spec.ceiling.disk_bytes)
+        self._ahead = Ahead(pod, self._background, self._lock.locked)
         layer = await pod.supervisor.ask({"op": "commit", "layer": 0}, "committed")
         self._become_head(head, None if layer["changed"] else 0)
         self._prepare()
@@ -128,7 +111,7 @@ class Session:
         """Let a parked guest hold the state from now on, and end the one that did."""
         old, old_layer = self._head, self._head_layer
         self._head, self._head_layer = head, empty_layer
-        head.link.handler = _refuse
+        head.refuse_frames()
         head.on_exit(self._head_died)
         if old is not None:
             old.retire()
@@ -148,11 +131,7 @@ class Session:
     async def close(self) -> None:
         """End the session and remove every trace of it; may be called twice."""
         self.kill()
-        tasks = (self._boot, self._next, self._spare, self._layered, self._settled)
-        for task in (*tasks, *self._background):
-            if task is not None:
-                with contextlib.suppress(SandboxError, asyncio.CancelledError, OSError):
-                    await task
+        await self._background.join()
 
     def kill(self) -> None:
         """Do the same at once, without a loop; may be called twice."""
@@ -169,19 +148,9 @@ class Session:
     def _prepare(self) -> None:
         """Begin to prepare a child for the next request; a resident guest needs but a place."""
         if self._pod.failure is None and self._resident is None:
-            self._next = self._start(self._prepare_next())
+            self._next = self._background.start(self._prepare_next())
         elif self._forked is not None:
             self._forked.moved.set()
-
-    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        task.add_done_callback(_retrieve)
-        return task
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._start(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _settle_down(self) -> None:
         """Wait until the cell before is committed."""
@@ -191,56 +160,13 @@ class Session:
     async def _prepare_next(self) -> Prepared:
         forked, self._forked = self._forked, None
         if forked is not None:
-            prepared = await self._place_fork(forked)
+            prepared = await self._ahead.place_fork(forked)
         else:
             await self._settle_down()
-            assert self._head is not None
-            prepared = await self._place(await self._pod.fork(self._head))
+            prepared = await self._ahead.place(await self._pod.fork(self._state))
         await self._settle_down()
-        if self._spare is None:
-            self._spare = self._start(self._pod.builder.build())
+        self._ahead.build_spare()
         return prepared
-
-    async def _place_fork(self, forked: Fork) -> Prepared:
-        """Place a child that the cell before forked while it was about to park."""
-        try:
-            child = await forked.child
-            assert self._layered is not None
-            await self._layered
-            return await self._place(child)
-        finally:
-            forked.moved.set()
-
-    async def _place(self, child: Guest) -> Prepared:
-        """Let a child enter a new place; closes it when that fails."""
-        try:
-            place = await self._take_place()
-            try:
-                self._pod.limit(place, self.spec.limits)
-                notes = await self._pod.enter(child, place)
-            except BaseException:
-                await self._pod.drop(place)
-                raise
-        except BaseException:
-            child.close()
-            raise
-        place.release_namespaces()
-        if not self._lock.locked():  # no request is waiting: time to get ready for one
-            child.link.send({"op": "warm"})
-        return Prepared(child, place, notes)
-
-    async def _take_place(self) -> Place:
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            return await spare
-        return await self._pod.builder.build()
-
-    async def _drop_spare(self) -> None:
-        """Throw away the container that was built ahead: it lacks the files just committed."""
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            with contextlib.suppress(SandboxError):
-                self._in_background(self._pod.drop(await spare))
 
     async def _take(self) -> Prepared:
         """Give a guest that is ready; one more try if the one at hand has died meanwhile."""
@@ -249,12 +175,9 @@ class Session:
         if self._resident is not None:
             return await self._take_resident(self._resident)
         for _ in range(2):
-            if self._next is None:
-                self._prepare()
-            assert self._next is not None
             task, self._next = self._next, None
             try:
-                prepared: Prepared = await task
+                prepared = await (task or self._prepare_next())
             except ProtocolError as error:
                 log.warning("a prepared child was lost: %s", error)
                 continue
@@ -266,7 +189,7 @@ class Session:
 
     async def _take_resident(self, before: Prepared) -> Prepared:
         """Let the resident guest go on in a new place, after a fork of it became the head."""
-        place = await self._take_place()
+        place = await self._ahead.take_place()
         try:
             self._pod.limit(place, self.spec.limits)
             head = await resident.checkpoint(self._pod, before.child)
@@ -284,20 +207,8 @@ class Session:
 
         Raises ConfigError for a disk limit below what is in use, SessionLost, LaunchError.
         """
-        body: Json = {
-            "op": "execute",
-            "code": execution.code,
-            "silent": execution.silent,
-            "store_history": execution.store_history,
-            "user_expressions": execution.user_expressions,
-            "allow_stdin": execution.allow_stdin,
-            "execution_count": execution.execution_count,
-            "cell_id": execution.cell_id,
-            "parent": execution.parent,
-            "open_files": limits.open_files,
-        }
         async with self._lock:
-            return await self._run(body, (), limits, sink)
+            return await self._run(execute_body(execution, limits), (), limits, sink)
 
     async def comm(
         self, msg_type: str, content: Json, metadata: Json, buffers: list[bytes], sink: Sink
@@ -314,7 +225,7 @@ class Session:
             await self.ready()
             if self._resident is not None:
                 fork = await self._pod.fork(self._resident.child, live=True)
-                prepared = await self._place(fork)
+                prepared = await self._ahead.place(fork)
             else:
                 prepared = await self._take()
             try:
@@ -332,7 +243,8 @@ class Session:
     async def _run(
         self, body: Json, buffers: tuple[bytes, ...], limits: Limits, sink: Sink
     ) -> CellResult:
-        await self._set_disk(limits.disk_bytes)
+        await self.ready()
+        await self._pod.resize(limits.disk_bytes)
         prepared = await self._take()
         if limits != self.spec.limits:
             self._pod.limit(prepared.place, limits)
@@ -377,29 +289,22 @@ class Session:
             cgroup.limit(processes=self.spec.ceiling.processes + FORKS)
         forked = None
         if verdict.alone and not verdict.threads:  # the next child, while this one parks
-            forked = Fork(self._start(self._pod.fork(prepared.child)), asyncio.Event())
+            forked = Fork(self._background.start(self._pod.fork(prepared.child)), asyncio.Event())
         self._forked = forked
-        self._layered = self._start(self._layer(prepared))
-        self._settled = self._start(self._settle(prepared, verdict, forked))
+        layered = self._ahead.commit_layer(prepared.place.layer)
+        self._settled = self._background.start(self._settle(prepared, verdict, forked, layered))
         return usage
 
-    async def _layer(self, prepared: Prepared) -> bool:
-        """Commit the files of a cell; tell whether there are any."""
-        layer = prepared.place.layer
-        answer = await self._pod.supervisor.ask(
-            {"op": "commit", "layer": layer}, "committed", key=layer
-        )
-        changed = bool(answer["changed"])
-        if changed:
-            await self._drop_spare()
-            self._squasher.consider(int(answer["depth"]), int(answer["disk_bytes"]))
-        self._squasher.advance(layer)
-        return changed
-
-    async def _settle(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
+    async def _settle(
+        self,
+        prepared: Prepared,
+        verdict: Verdict,
+        forked: Fork | None,
+        layered: asyncio.Task[bool],
+    ) -> None:
         """Commit; a guest that does not play its part is thrown away, and the head stays."""
         try:
-            await self._keep(prepared, verdict, forked)
+            await self._keep(prepared, verdict, forked, layered)
         except (ProtocolError, SessionLost) as error:
             if self._pod.failure is not None:
                 raise
@@ -407,17 +312,22 @@ class Session:
             prepared.child.close()
             await self._pod.drop(prepared.place)
 
-    async def _keep(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
+    async def _keep(
+        self,
+        prepared: Prepared,
+        verdict: Verdict,
+        forked: Fork | None,
+        layered: asyncio.Task[bool],
+    ) -> None:
         """Make the child the head, or keep it as it is; its files become a layer."""
         child, place, pod = prepared.child, prepared.place, self._pod
-        assert self._layered is not None
         child.on_exit(lambda: None)
         if verdict.threads:  # a fork would lose them: the child itself goes on
             if self._resident is None:
                 pod.watch(child)  # its parent, the head, is about to be replaced
             self._resident = Prepared(child, place, (), verdict.fragile)
             child.on_exit(self._resident_died)
-            await self._layered
+            await layered
             return
         head = child
         if forked is not None:
@@ -427,7 +337,7 @@ class Session:
             head = await resident.checkpoint(pod, child)
             child.retire()
         self._resident = None
-        self._become_head(head, None if await self._layered else place.layer)
+        self._become_head(head, None if await layered else place.layer)
         if forked is not None:
             await forked.moved.wait()  # until then the fork is in this cell's cgroup
         place.close()
@@ -438,11 +348,8 @@ class Session:
             return
         gone, self._resident = self._resident, None
         gone.child.close()
-        self._notes = (
-            "A thread that an earlier cell left running crashed. "
-            "The variables are as they were before that cell.",
-        )
-        self._in_background(asyncio.to_thread(gone.place.close))
+        self._notes = (THREAD_CRASHED,)
+        self._background.start(asyncio.to_thread(gone.place.close))
         self._prepare()
 
     async def _roll_back(self, prepared: Prepared, cell: Cell) -> Usage:
@@ -457,20 +364,15 @@ class Session:
         if self._resident is not None:
             self._resident = None
             if prepared.fragile:
-                assert self._head is not None
-                self._notes = await resident.rehydrate(self._pod, self._head, self._adopt)
+                self._notes = await resident.rehydrate(self._pod, self._state, self._become_head)
         return usage
-
-    def _adopt(self, head: Guest, layer: int | None) -> None:
-        self._become_head(head, layer)
 
     def _measure(self, prepared: Prepared, cell: Cell) -> Usage:
         output = prepared.child.output
         output.drain()
         output.stop()
         counted = prepared.place.cgroup.usage()
-        assert self._head is not None
-        disk_bytes = self._pod.files_bytes(self._head)
+        disk_bytes = self._pod.files_bytes(self._state)
         used, self._disk_used = max(disk_bytes - self._disk_used, 0), disk_bytes
         return Usage(
             wall_s=cell.wall_s,
@@ -480,21 +382,6 @@ class Session:
             disk_bytes=used,
             output_bytes=output.bytes_seen,
         )
-
-    async def _set_disk(self, disk_bytes: int) -> None:
-        if disk_bytes == self._disk_limit:
-            return
-        await self.ready()
-        answer = await self._pod.supervisor.ask(
-            {"op": "resize", "disk_bytes": disk_bytes}, "resized"
-        )
-        if "error" in answer:
-            used = format_size(int(answer["used"]))
-            raise ConfigError(
-                f"disk={format_size(disk_bytes)} is below what the session's files take",
-                hint=f"they take {used}; delete some, or give more",
-            )
-        self._disk_limit = disk_bytes
 
     def interrupt(self) -> None:
         """Interrupt the running cell, and kill it if it has not stopped after the grace."""
@@ -510,21 +397,4 @@ class Session:
         """Give what the session used so far: CPU time in all, memory and processes now."""
         if self._begun is None or self._begun.failure is not None:
             return Usage()
-        cgroup = self._begun.cgroup
-        counted = cgroup.usage()
-        return Usage(
-            cpu_s=counted.cpu_s,
-            peak_memory_bytes=counted.memory_bytes,
-            peak_processes=len(cgroup.processes()),
-            disk_bytes=self._disk_used,
-        )
-
-
-def _refuse(frame: Frame) -> None:
-    raise ProtocolError(f"a head said {frame.op[:40]!r} though nobody asked")
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Look at a task's exception, so that asyncio does not report one that is handled later."""
-    if not task.cancelled():
-        task.exception()
+        return self._begun.usage(self._disk_used)

@@ -71,7 +71,7 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
 
 
 def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dict[str, Any]:
-    """Give the message that describes the session to the monitor, to init and to the first guest."""
+    """Give the message that tells the monitor, init and the first guest what to be."""
     image = spec.image
     package = str(Path(__file__).resolve().parents[1])
     binds = (*image.binds, Bind(package, f"{PACKAGE_INSIDE}/sandbox_kernel"))

@@ -155,7 +155,8 @@ def test_a_deleted_file_is_reported_if_it_can_be_written(tmp_path: Path) -> None
         readable = os.open(path, os.O_RDONLY)
         path.unlink()
         (note,) = files.reopen(own(writable.fileno(), readable))
-        assert "no name any more" in note and "(deleted)" not in note
+        assert "no name any more" in note
+        assert "(deleted)" not in note
         os.close(readable)
 
 
@@ -168,7 +169,8 @@ def test_a_path_that_means_something_else_is_reported(tmp_path: Path) -> None:
     (note,) = files.reopen(own(fd), {fd: str(other)})
     assert "another file has its name" in note
     (note,) = files.reopen(own(fd), {fd: str(tmp_path / "missing")})
-    assert "No such file" in note and str(tmp_path / "missing") in note
+    assert "No such file" in note
+    assert str(tmp_path / "missing") in note
     assert os.read(fd, 10) == b"0123456789"
     os.close(fd)
 
@@ -250,7 +252,8 @@ try:
 except OSError as error:
     print("skip", error)
     sys.exit(0)
-tree = libc.open_tree(os.path.join(base, "b"), flags=libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE)
+flags = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
+tree = libc.open_tree(os.path.join(base, "b"), flags=flags)
 os.chdir("a")
 libc.pivot_root(".", ".")
 libc.umount2(".", libc.MNT_DETACH)

@@ -44,16 +44,20 @@ def carry(tmp_path: Path, cell: str, check: str, left_out: str = "") -> None:
     """Run `cell` in one interpreter, carry its variables to another, run `check` there."""
     path = str(tmp_path / "variables")
     cell, check = textwrap.dedent(cell), textwrap.dedent(check)
-    out = interpreter(f"""
+    out = interpreter(
+        f"""
         exec({cell!r}, ns)
         print(",".join(name for name, _ in rehydrate.dump(ns, {path!r}).left_out))
-    """.replace("\n        ", "\n"))
+    """.replace("\n        ", "\n")
+    )
     assert out.strip() == left_out
-    interpreter(f"""
+    interpreter(
+        f"""
         report = rehydrate.load({path!r}, ns)
         assert not report.left_out, report
         exec({check!r}, ns)
-    """.replace("\n        ", "\n"))
+    """.replace("\n        ", "\n")
+    )
 
 
 def test_functions_see_the_new_namespace(tmp_path: Path) -> None:
@@ -200,12 +204,14 @@ def test_what_does_not_load_costs_its_group_only(tmp_path: Path) -> None:
         big = b"x" * 3_000_000
     """)
     interpreter(f"exec({cell!r}, ns); r = rehydrate.dump(ns, {path!r}); assert not r.left_out")
-    interpreter(f"""
+    interpreter(
+        f"""
         report = rehydrate.load({path!r}, ns)
         assert ns["before"] == [1] and ns["after"] == [3] and len(ns["big"]) == 3_000_000
         assert {{name for name, _ in report.left_out}} == {{"Bad", "bad", "attached"}}, report
         assert "TypeError" in report.left_out_lines()[0]
-    """.replace("\n        ", "\n"))
+    """.replace("\n        ", "\n")
+    )
 
 
 def test_surroundings_are_carried(tmp_path: Path) -> None:
@@ -268,7 +274,8 @@ def test_polars_frame_leaves_a_fork_whose_pools_are_dead(tmp_path: Path) -> None
         import polars as pl
         frame = pl.DataFrame({"a": range(1000)}).filter(pl.col("a") > 99)
     """)
-    interpreter(f"""
+    interpreter(
+        f"""
         import os, signal
         from sandbox_kernel.guest import threads
         from sandbox_kernel.linux import libc
@@ -281,11 +288,14 @@ def test_polars_frame_leaves_a_fork_whose_pools_are_dead(tmp_path: Path) -> None
             report = rehydrate.dump(ns, {path!r})
             os._exit(len(report.left_out))
         assert os.waitpid(pid, 0)[1] == 0
-    """.replace("\n        ", "\n"))
-    interpreter(f"""
+    """.replace("\n        ", "\n")
+    )
+    interpreter(
+        f"""
         report = rehydrate.load({path!r}, ns)
         assert ns["frame"].group_by("a").len().height == 900, report
-    """.replace("\n        ", "\n"))
+    """.replace("\n        ", "\n")
+    )
 
 
 def test_through_a_pipe() -> None:
@@ -317,7 +327,8 @@ def test_without_cloudpickle_all_is_left_out(
     report = rehydrate.dump({"x": 1}, path)
     assert report.left_out == (("x", "cloudpickle is not installed in this image"),)
     target: dict[str, Any] = {}
-    assert rehydrate.load(path, target).carried == () and not target
+    assert rehydrate.load(path, target).carried == ()
+    assert not target
 
 
 def test_modules_made_by_hand(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_kernel.guest import threads
+from sandbox_kernel.guest import tasks, threads
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +116,20 @@ def test_unforkable_selects_native_pools_that_hang() -> None:
         "native:python [libfoo.so]",
     ]
     assert threads.unforkable(names) == names[1:3]
+
+
+def test_owner_of_a_stack() -> None:
+    paths = ["/lib/libc.so.6", "/lib/libstdc++.so.6", "/x/libarrow.so.26", "/x/libgomp-1.so.1"]
+    code = tasks._Code([1000, 2000, 3000, 4000], [1999, 2999, 3999, 4999], paths)
+
+    def on_stack(*words: int) -> list[str]:
+        return tasks._paths_on_stack(struct.pack(f"={len(words)}Q", *words), code)
+
+    assert on_stack(1001, 4001, 0, 1500) == [paths[3]]
+    assert on_stack(1001, 3001, 4001, 2001, 1500) == [paths[1], paths[3], paths[2]]
+    assert on_stack(0x7F00_0000_0BB9) == []
+    assert on_stack(0xAB00_0000_0000_0BB9) == [paths[2]]
+    assert on_stack(5, 5000) == []
 
 
 def test_a_child_forked_beside_busy_threads_can_use_threads() -> None:

@@ -33,7 +33,7 @@ def in_child(act: Callable[[], object], *, fork: Callable[[], int] = libc.fork) 
         except BaseException as error:
             text = repr(error)
         os.write(write_fd, text.encode())
-        libc.exit_now(0)
+        os._exit(0)
     os.close(write_fd)
     with os.fdopen(read_fd) as pipe:
         text = pipe.read()
@@ -98,7 +98,7 @@ def test_clone_child_knows_its_own_thread_id() -> None:
     if pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
-        libc.exit_now(0)
+        os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
 
 
@@ -110,7 +110,7 @@ def test_clone_parent_makes_a_sibling() -> None:
         sibling = libc.clone(libc.CLONE_PARENT)
         if sibling == 0:
             os.write(write_fd, struct.pack("ii", os.getpid(), os.getppid()))
-        libc.exit_now(0)
+        os._exit(0)
     os.waitpid(child, 0)
     sibling, parent = struct.unpack("ii", os.read(read_fd, 8))
     os.close(read_fd)
@@ -122,7 +122,7 @@ def test_clone_parent_makes_a_sibling() -> None:
 def test_exit_now_gives_the_status() -> None:
     pid = libc.fork()
     if pid == 0:
-        libc.exit_now(42)
+        os._exit(42)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
 
 

@@ -1,0 +1,113 @@
+"""What is made ahead of the next request: a container that is empty, a child that sits in one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandbox_kernel.errors import SandboxError
+from sandbox_kernel.session.background import Background
+from sandbox_kernel.session.guest import Guest
+from sandbox_kernel.session.place import Place
+from sandbox_kernel.session.pod import Pod
+from sandbox_kernel.session.squasher import Squasher
+
+
+@dataclass
+class Prepared:
+    """A guest that sits in a place and waits for a request."""
+
+    child: Guest
+    place: Place
+    notes: tuple[str, ...] = ()
+    fragile: tuple[str, ...] = ()
+    """Native pools of a resident guest that a fork of it would miss."""
+
+
+@dataclass
+class Fork:
+    """A child that a cell's guest forks before it parks."""
+
+    child: asyncio.Task[Guest]
+    moved: asyncio.Event
+    """Set when the child has left the cell's cgroup, or is dead."""
+
+
+class Ahead:
+    """Build places on the layers that are committed, and let children enter them.
+
+    `is_waiting` tells whether a request waits for the next child.
+    """
+
+    def __init__(self, pod: Pod, background: Background, is_waiting: Callable[[], bool]) -> None:
+        self._pod = pod
+        self._background = background
+        self._is_waiting = is_waiting
+        self._squasher = Squasher(pod, pod.spec.limits.disk_bytes)
+        self._spare: asyncio.Task[Place] | None = None
+        self._layered: asyncio.Task[bool] | None = None
+
+    def build_spare(self) -> None:
+        """Begin to build the container after the next."""
+        if self._spare is None:
+            self._spare = self._background.start(self._pod.builder.build())
+
+    async def take_place(self) -> Place:
+        """Give a container that nobody is in."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            return await spare
+        return await self._pod.builder.build()
+
+    async def _drop_spare(self) -> None:
+        """Throw away the container that was built ahead: it lacks the files just committed."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            with contextlib.suppress(SandboxError):
+                self._background.start(self._pod.drop(await spare))
+
+    def commit_layer(self, layer: int) -> asyncio.Task[bool]:
+        """Begin to commit the files of a cell; the task tells whether there are any."""
+        self._layered = self._background.start(self._commit(layer))
+        return self._layered
+
+    async def _commit(self, layer: int) -> bool:
+        answer = await self._pod.supervisor.ask(
+            {"op": "commit", "layer": layer}, "committed", key=layer
+        )
+        changed = bool(answer["changed"])
+        if changed:
+            await self._drop_spare()
+            self._squasher.consider(int(answer["depth"]), int(answer["disk_bytes"]))
+        self._squasher.advance(layer)
+        return changed
+
+    async def place_fork(self, forked: Fork) -> Prepared:
+        """Place a child that the cell before forked while it was about to park."""
+        try:
+            child = await forked.child
+            if self._layered is not None:
+                await self._layered
+            return await self.place(child)
+        finally:
+            forked.moved.set()
+
+    async def place(self, child: Guest) -> Prepared:
+        """Let a child enter a new place; closes it when that fails."""
+        try:
+            place = await self.take_place()
+            try:
+                self._pod.limit(place, self._pod.spec.limits)
+                notes = await self._pod.enter(child, place)
+            except BaseException:
+                await self._pod.drop(place)
+                raise
+        except BaseException:
+            child.close()
+            raise
+        place.release_namespaces()
+        if not self._is_waiting():  # time to get ready for a request
+            child.link.send({"op": "warm"})
+        return Prepared(child, place, notes)
