@@ -8,6 +8,7 @@ SandboxError
 ├── ImageError        an image is missing or cannot be used
 ├── LaunchError       a step of building a container failed
 ├── ProtocolError     a guest broke the wire protocol
+│   └── GuestGone     a guest's process ended
 └── SessionLost       init or the head died, and the state with it
 """
 
@@ -53,6 +54,10 @@ class LaunchError(SandboxError):
 
 class ProtocolError(SandboxError):
     """A guest broke the wire protocol; its cell is killed and rolled back."""
+
+
+class GuestGone(ProtocolError):  # noqa: N818 - what happened, not a mistake
+    """A guest's process ended, or let go of its link."""
 
 
 class SessionLost(SandboxError):  # noqa: N818 - a state that users read in their notebook

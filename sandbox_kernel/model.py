@@ -132,6 +132,18 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class CommMessage:
+    """A `comm_open`, `comm_msg` or `comm_close` of a client."""
+
+    msg_type: str
+    content: Json
+    metadata: Json = field(default_factory=dict)
+    buffers: tuple[bytes, ...] = ()
+    parent: Json = field(default_factory=dict)
+    """The header of the message, as of a request."""
+
+
+@dataclass(frozen=True)
 class Stream:
     """Text that the cell wrote to a standard stream; `name` is `stdout` or `stderr`."""
 

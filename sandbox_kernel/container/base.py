@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from sandbox_kernel.container.plan import DEVICES
+from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
 
 BASE = "/tmp"  # noqa: S108 - only a mount point that every host has; the tmpfs on it is private
@@ -26,8 +27,9 @@ def attach_host_side(
     """Show the image's folders at BASE/b/N, the notebook's at BASE/w, devices at BASE/d.
 
     `binds` are (source, target, read-only); `workspace` is (source, read-only). `idmap_fd` is a
-    user namespace whose mapping the notebook's folder is shown through, or -1. Raises OSError
-    with the path at fault. The caller sits in a mount namespace of its own.
+    user namespace whose mapping the notebook's folder is shown through, or -1 where there is
+    none to show. The caller sits in a mount namespace of its own. Raises OSError with the path
+    at fault, LaunchError for the notebook's folder.
     """
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     trees = {
@@ -87,7 +89,7 @@ def _clone_workspace(source: str, read_only: bool, idmap_fd: int) -> int:  # noq
         flags=libc.AT_EMPTY_PATH,
         attr_set=flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0),
     )
-    if idmap_fd >= 0:
+    try:
         libc.mount_setattr(
             "",
             dir_fd=tree,
@@ -95,6 +97,12 @@ def _clone_workspace(source: str, read_only: bool, idmap_fd: int) -> int:  # noq
             attr_set=libc.MOUNT_ATTR_IDMAP,
             userns_fd=idmap_fd,
         )
+    except OSError as error:
+        raise LaunchError(
+            f"show the notebook's folder {source}",
+            f"its file system cannot be shown under other ids ({error.strerror})",
+            hint="start from a folder on ext4, xfs, btrfs or tmpfs, or use workspace=none",
+        ) from error
     return tree
 
 

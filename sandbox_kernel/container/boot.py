@@ -46,10 +46,13 @@ def start_guest(body: dict[str, Any], link_fd: int, spec: RootSpec) -> tuple[int
     theirs.close()
     with ours:
         answer = control.receive(ours)
+        # Exec closes the other end; if it fails, that is said before.
+        last = control.receive(ours) if answer is not None and answer.op == "filtered" else answer
     if answer is None:
         raise LaunchError("start the first guest", "it ended before it had a filter")
-    if answer.op == "failed":
-        raise LaunchError(answer.body["step"], answer.body["cause"])
+    if last is not None:
+        answer.close()
+        raise LaunchError(last.body["step"], last.body["cause"])
     return pid, answer.fds.pop()
 
 

@@ -20,17 +20,19 @@ from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
 
 
-def main(sock: socket.socket, packet: control.Packet) -> NoReturn:
-    """Set the session up and serve; `packet` is the start message."""
+def main(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoReturn:
+    """Set the session up and serve; `packet` is the start message.
+
+    `monitor_fd` is a pipe whose other end the monitor holds: closed, the monitor is dead.
+    """
     libc.set_name("sandbox-init")
-    libc.set_parent_death_signal(signal.SIGKILL)
     try:
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.umask(0o022)
         base.settle(packet.body)
-        init = Init(sock, packet)
+        init = Init(sock, packet, monitor_fd)
     except (OSError, LaunchError) as error:
         step = error.step if isinstance(error, LaunchError) else "set up the session's root"
         cause = error.cause if isinstance(error, LaunchError) else str(error)
@@ -42,8 +44,9 @@ def main(sock: socket.socket, packet: control.Packet) -> NoReturn:
 class Init:
     """The state of PID 1 and the verbs that the kernel may use."""
 
-    def __init__(self, sock: socket.socket, packet: control.Packet) -> None:
+    def __init__(self, sock: socket.socket, packet: control.Packet, monitor_fd: int) -> None:
         self._sock = sock
+        self._monitor_fd = monitor_fd
         self._watched: set[int] = set()
         self._squashing: dict[int, tuple[int, layers.Chains]] = {}
         self._layers = layers.Layers(packet.body)
@@ -53,7 +56,7 @@ class Init:
         self._start_message = packet.body
         self._gate = Gate(proc="/p")
         self._poll = select.poll()
-        for fd in (self._sock.fileno(), self._wake):
+        for fd in (self._sock.fileno(), self._wake, monitor_fd):
             self._poll.register(fd, select.POLLIN)
         self._start_guest(packet.fds[0], 0)
         packet.close()
@@ -74,6 +77,8 @@ class Init:
         self._sock.setblocking(False)
         while True:
             ready = dict(self._poll.poll())
+            if self._monitor_fd in ready:  # nobody would clean up after us: end it now
+                os._exit(1)
             self._read_control()
             if ready.pop(self._wake, 0):
                 self._reap()
@@ -205,6 +210,7 @@ class Init:
             for layer in packet.body["layers"]:
                 self._layers.remove(layer)
             os._exit(0)
+        self._reply({"op": "discarded", "layer": packet.body["layers"][0]})
 
     def _resize(self, packet: control.Packet) -> None:
         try:

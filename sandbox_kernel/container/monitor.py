@@ -17,6 +17,7 @@ import sys
 from typing import Any, NoReturn
 
 from sandbox_kernel.container import base, control, init
+from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
 from sandbox_kernel.model import CELL_UID
 
@@ -44,12 +45,8 @@ def main(control_fd: int) -> NoReturn:
         sys.exit(0)
     try:
         pid = _start(sock, packet)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        control.send(
-            sock,
-            {"op": "failed", "step": "set up the session", "cause": f"{error.strerror}{where}"},
-        )
+    except (OSError, LaunchError) as error:
+        control.send(sock, {"op": "failed", **_words(error)})
         _remove(packet.body["cgroups"])
         sys.exit(1)
     sock.close()
@@ -57,6 +54,13 @@ def main(control_fd: int) -> NoReturn:
     os.waitpid(pid, 0)
     _remove(packet.body["cgroups"])
     sys.exit(0)
+
+
+def _words(error: OSError | LaunchError) -> dict[str, str]:
+    if isinstance(error, LaunchError):
+        return {"step": error.step, "cause": error.cause, "hint": error.hint}
+    where = f" ({error.filename})" if error.filename else ""
+    return {"step": "set up the session", "cause": f"{error.strerror}{where}"}
 
 
 def _start(sock: socket.socket, packet: control.Packet) -> int:
@@ -72,17 +76,14 @@ def _start(sock: socket.socket, packet: control.Packet) -> int:
     if pid == 0:
         os.close(go)
         if os.read(ready, 1):
-            init.main(sock, packet)
+            init.main(sock, packet, ready)
         os._exit(1)
     os.close(ready)
-    try:
-        for kind in ("uid", "gid"):
-            _map_ids(pid, kind, (0, body["first_id"], ID_COUNT))
-        for path in body["init_cgroups"]:
-            _write(f"{path}/cgroup.procs", str(pid))
-        os.write(go, b"g")
-    finally:
-        os.close(go)
+    for kind in ("uid", "gid"):
+        _map_ids(pid, kind, (0, body["first_id"], ID_COUNT))
+    for path in body["init_cgroups"]:
+        _write(f"{path}/cgroup.procs", str(pid))
+    os.write(go, b"g")  # and never close it: its end tells init that we are dead
     return pid
 
 

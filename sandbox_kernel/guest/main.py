@@ -193,6 +193,12 @@ class Guest:
         libc.flush_c_streams()  # or every fork would inherit what is in there, and write it too
         return reply
 
+    def _do_prime(self, frame: Frame) -> None:
+        """Load what completions need, once for all forks to come."""
+        limit_open_files(frame.body["open_files"])
+        self._requests.prime()
+        self._link.send(self._answer_of({"status": "ok"}))
+
     def _do_ask(self, frame: Frame) -> None:
         self._link.send({"op": "answer", "content": self._requests.ask(frame.body)})
 

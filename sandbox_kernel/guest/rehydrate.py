@@ -155,7 +155,7 @@ def _groups(
 
 
 def _is_bond(thing: Any) -> bool:
-    from cloudpickle import cloudpickle  # noqa: PLC0415 - the image may lack it
+    from cloudpickle import cloudpickle
 
     kind = type(thing)
     if issubclass(kind, (type, types.FunctionType)):
@@ -166,7 +166,7 @@ def _is_bond(thing: Any) -> bool:
 
 def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
     """Make a pickler that knows the namespace, and functions of it, by reference."""
-    from cloudpickle import cloudpickle  # noqa: PLC0415 - the image may lack it
+    from cloudpickle import cloudpickle
 
     main = _main_module(namespace)
 
@@ -229,7 +229,7 @@ def _content(cell: types.CellType) -> tuple[Any, ...]:
 
 
 def _set_function(function: Any, state: tuple[Any, list[tuple[Any, tuple[Any, ...]]]]) -> None:
-    from cloudpickle import cloudpickle  # noqa: PLC0415 - the image may lack it
+    from cloudpickle import cloudpickle
 
     cloudpickle._function_setstate(function, state[0])
     for cell, content in state[1]:

@@ -184,6 +184,7 @@ class Requests:
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run a cell; give the reply's content."""
         self._set_parent(body)
+        self._align_history(body["execution_count"])
         self.shell.execution_count = body["execution_count"]
         return self._complete(
             self.kernel.do_execute(
@@ -195,6 +196,12 @@ class Requests:
                 cell_id=body.get("cell_id"),
             )
         )
+
+    def _align_history(self, execution_count: int) -> None:
+        """Keep `In[n]` the n-th cell, also after cells that this interpreter has not seen."""
+        history = self.shell.history_manager
+        for inputs in (history.input_hist_parsed, history.input_hist_raw):
+            inputs.extend([""] * (execution_count - len(inputs)))
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Answer a completion or an inspection."""
@@ -209,6 +216,11 @@ class Requests:
                 set(content.get("omit_sections", ())),
             )
         )
+
+    def prime(self) -> None:
+        """Complete something of no interest, which loads jedi and its grammar: 1 to 2 s."""
+        code = "import os; os.pa"
+        self._complete(self.kernel.do_complete(code, len(code)))
 
     def comm(self, body: dict[str, Any], buffers: tuple[bytes, ...]) -> None:
         """Hand a comm message to its handler."""

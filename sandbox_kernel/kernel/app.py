@@ -97,11 +97,18 @@ class SpecReader:
     def read(self) -> SessionSpec:
         """Read arguments and files and check all values; raises ConfigError or ImageError."""
         settings = freeze(read_settings(self._arguments))
+        try:
+            folder = str(Path.cwd())
+        except OSError as error:
+            raise ConfigError(
+                f"the folder that the kernel was started in is gone: {error.strerror}",
+                hint="open the notebook from a folder that exists",
+            ) from error
         image = resolve(settings.image)
         return SessionSpec(
             session_id=uuid.uuid4().hex[:12],
             image=image,
-            workspace=str(Path.cwd()) if settings.workspace_mode != "none" else "",
+            workspace=folder if settings.workspace_mode != "none" else "",
             workspace_mode=settings.workspace_mode,
             limits=settings.limits,
             ceiling=settings.ceiling,
@@ -126,6 +133,11 @@ def read_settings(arguments: Sequence[str]) -> SandboxConfig:
         return SandboxConfig(config=reader.config)
     except TraitError as error:
         raise ConfigError(str(error), hint="see `sandbox-kernel install --help`") from None
+    except Exception as error:  # a configuration file is a program, and may raise anything
+        raise ConfigError(
+            f"a configuration file {CONFIG_FILE}.py or .json cannot be read: {error}",
+            hint="`jupyter --paths` tells where it is looked for",
+        ) from error
 
 
 def _check_names(config: Config) -> None:

@@ -7,10 +7,12 @@ the kernel. Targets that nobody registered are refused by the guest, as ipykerne
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sandbox_kernel.errors import SandboxError
 from sandbox_kernel.kernel.report import error_of
+from sandbox_kernel.model import CommMessage
 
 if TYPE_CHECKING:
     from sandbox_kernel.kernel.engine import Engine
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from sandbox_kernel.model import Json, SessionSpec
 
 COMM_TYPES = ("comm_open", "comm_msg", "comm_close")
+
+
+def header_of(msg: Json) -> Json:
+    """Give the header of a message as JSON: its date was parsed on arrival."""
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else value
+        for key, value in msg.get("header", {}).items()
+    }
 
 
 def comm_info(session: Engine | None, target_name: str | None) -> Json:
@@ -36,13 +46,16 @@ async def relay(session: Engine, spec: SessionSpec, msg: Json, publisher: Publis
 
     A failure is told on stderr, since comm messages have no reply, and closes the comm.
     """
-    msg_type = msg["header"]["msg_type"]
     content = msg["content"]
-    buffers = [bytes(buffer) for buffer in msg.get("buffers", ())]
+    message = CommMessage(
+        msg["header"]["msg_type"],
+        content,
+        msg.get("metadata", {}),
+        tuple(bytes(buffer) for buffer in msg.get("buffers", ())),
+        parent=header_of(msg),
+    )
     try:
-        result = await session.comm(
-            msg_type, content, msg.get("metadata", {}), buffers, publisher.take_output
-        )
+        result = await session.comm(message, publisher.take_output)
     except SandboxError as error:
         _close(publisher, content, f"{type(error).__name__}: {error}")
         return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sandbox_kernel.model import (
         CellResult,
+        CommMessage,
         Event,
         Execution,
         Json,
@@ -50,9 +51,7 @@ class Engine(Protocol):
         """Answer a question from a throw-away fork of the head."""
         ...
 
-    async def comm(
-        self, msg_type: str, content: Json, metadata: Json, buffers: list[bytes], sink: Sink
-    ) -> CellResult:
+    async def comm(self, message: CommMessage, sink: Sink) -> CellResult:
         """Hand a comm message to the guest; its state is kept if the handler succeeds."""
         ...
 

@@ -167,11 +167,12 @@ class SandboxKernelApp(Application, ConnectionFileMixin):
     def close(self) -> None:
         """Stop the threads, and let the last messages leave."""
         self._heartbeat_context.term()
-        self._iopub_thread.stop()
-        self._iopub_thread.close()
+        # The control thread first: it publishes its idle status through the other one.
         if self._control_thread.is_alive():
             self._control_thread.stop()
             self._control_thread.join()
+        self._iopub_thread.stop()
+        self._iopub_thread.close()
         for socket in (self._shell, self._control, self._stdin):
             socket.close()
         self.context.term()

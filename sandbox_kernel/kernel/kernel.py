@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
@@ -18,7 +17,7 @@ from traitlets import Any as AnyTrait
 from sandbox_kernel.config import is_status_line, parse_cell
 from sandbox_kernel.errors import SandboxError
 from sandbox_kernel.kernel import answers, report
-from sandbox_kernel.kernel.comms import COMM_TYPES, comm_info, relay
+from sandbox_kernel.kernel.comms import COMM_TYPES, comm_info, header_of, relay
 from sandbox_kernel.kernel.dispatch import OrderedKernel
 from sandbox_kernel.kernel.engine import SessionHolder
 from sandbox_kernel.kernel.history import History, View
@@ -127,7 +126,7 @@ class SandboxKernel(OrderedKernel):
             allow_stdin=bool(allow_stdin),
             execution_count=count,
             cell_id=cell_id,
-            parent=_header(parent),
+            parent=header_of(parent),
         )
         publisher = self._publisher(parent)
         reply = await self._answer(execution, publisher)
@@ -328,14 +327,6 @@ class SandboxKernel(OrderedKernel):
 def _sendable(content: Json) -> Json:
     cleaned: Json = encodable(content)
     return cleaned
-
-
-def _header(parent: Json) -> Json:
-    """Give the header of a request as JSON: its date was parsed on arrival."""
-    return {
-        key: value.isoformat() if isinstance(value, datetime) else value
-        for key, value in parent.get("header", {}).items()
-    }
 
 
 def _fail(publisher: Publisher, error: CellError) -> Json:

@@ -337,7 +337,9 @@ class CgroupTree:
             stat = (self._proc / pid / "stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return _start_time(stat) == int(start_time)
+        state = stat.rpartition(")")[2].split()[0]
+        # A zombie is dead, though its client has not waited for it yet.
+        return state not in "ZX" and _start_time(stat) == int(start_time)
 
     def _sweep_one(self, name: str, nodes: list[Node]) -> bool:
         """Kill and remove one left-over; tell whether it is gone."""

@@ -65,8 +65,7 @@ def _checker(name: str, path_at: int | None) -> Callable[[int, Any, tuple[Any, .
 
 
 def _bind(name: str, *types: Any, path_at: int | None = None, library: Any = _LIBC) -> _Call:
-    # Indexing gives a new function object each time, attribute access a shared one.
-    function = library[name]
+    function = library[name]  # a new object each time; an attribute would be a shared one
     function.restype = _INT
     function.argtypes = types
     function.errcheck = _checker(name, path_at)
@@ -349,7 +348,7 @@ def clone(flags: int) -> int:
 
 
 def flush_c_streams(*, by_line: bool = False) -> None:
-    """Write what C code left in its buffers; `by_line`: have stdout do so by itself from now on."""
+    """Write what C code holds in its buffers; `by_line`: have stdout do so itself from now on."""
     if by_line:
         _LIBC.setvbuf(_POINTER.in_dll(_LIBC, "stdout"), None, _INT(1), _ULONG(0))  # _IOLBF
     _LIBC.fflush(None)

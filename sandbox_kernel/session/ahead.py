@@ -68,10 +68,13 @@ class Ahead:
             with contextlib.suppress(SandboxError):
                 self._background.start(self._pod.drop(await spare))
 
-    def commit_layer(self, layer: int) -> asyncio.Task[bool]:
-        """Begin to commit the files of a cell; the task tells whether there are any."""
+    def commit_layer(self, layer: int) -> None:
+        """Begin to commit the files of a cell."""
         self._layered = self._background.start(self._commit(layer))
-        return self._layered
+
+    async def layered(self) -> bool:
+        """Wait until the files of the last cell are committed; tell whether there are any."""
+        return self._layered is not None and await self._layered
 
     async def _commit(self, layer: int) -> bool:
         answer = await self._pod.supervisor.ask(
@@ -88,8 +91,7 @@ class Ahead:
         """Place a child that the cell before forked while it was about to park."""
         try:
             child = await forked.child
-            if self._layered is not None:
-                await self._layered
+            await self.layered()
             return await self.place(child)
         finally:
             forked.moved.set()

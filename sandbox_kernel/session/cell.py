@@ -14,10 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.errors import ProtocolError
+from sandbox_kernel.errors import GuestGone, ProtocolError, SandboxError
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup
-from sandbox_kernel.model import Event, Execution, InputRequest, Json, Limits, Message, Outcome
+from sandbox_kernel.model import (
+    CommMessage,
+    Event,
+    Execution,
+    InputRequest,
+    Json,
+    Limits,
+    Message,
+    Outcome,
+)
 from sandbox_kernel.session.guest import Guest
 
 PUBLISHABLE = frozenset(
@@ -86,6 +95,18 @@ def execute_body(execution: Execution, limits: Limits) -> Json:
     }
 
 
+def comm_body(message: CommMessage, limits: Limits) -> Json:
+    """Give the frame that asks a guest to handle a comm message."""
+    return {
+        "op": "comm",
+        "msg_type": message.msg_type,
+        "content": message.content,
+        "metadata": message.metadata,
+        "parent": message.parent,
+        "open_files": limits.open_files,
+    }
+
+
 class Cell:
     """The run of one request in a guest that sits in its container."""
 
@@ -150,9 +171,10 @@ class Cell:
         if not self._ended.done():
             self._guest.interrupt()
 
-    def fail(self) -> None:
-        """End at once: the session is going down."""
-        self._end()
+    def fail(self, failure: SandboxError) -> None:
+        """End at once, by `failure`: the session is going down."""
+        if not self._ended.done():
+            self._ended.set_exception(failure)
 
     def _kill(self) -> None:
         self._killed = True
@@ -176,8 +198,8 @@ class Cell:
     def _exited(self) -> None:
         self._guest.link.read()  # its last words may still be in the socket
         failure = self._guest.link.failure
-        if self._failure is None and isinstance(failure, ProtocolError):
-            self._failure = failure
+        if isinstance(failure, ProtocolError) and not isinstance(failure, GuestGone):
+            self._failure = self._failure or failure
         self._end()
 
     async def _await_status(self) -> None:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sandbox_kernel.errors import ProtocolError, SessionLost
+from sandbox_kernel.errors import GuestGone, ProtocolError
 from sandbox_kernel.guest.wire import Decoder, Frame, WireError, encode
 
 _CREDENTIALS = struct.Struct("3i")
@@ -57,7 +57,7 @@ class GuestLink:
             self._loop.remove_reader(self.pidfd)
             os.close(self.pidfd)
             self.pidfd = -1
-        self._fail(SessionLost("the guest's link was closed"))
+        self._fail(GuestGone("the guest's link was closed"))
 
     def kill(self) -> None:
         """Send SIGKILL to the guest's process alone."""
@@ -97,7 +97,7 @@ class GuestLink:
         self._loop.remove_writer(self._sock.fileno())
 
     async def expect(self, op: str, *, timeout_s: float) -> Frame:
-        """Wait for the next frame, which must be `op`; raises ProtocolError or SessionLost."""
+        """Wait for the next frame, which must be `op`; raises ProtocolError."""
         deadline_s = self._loop.time() + timeout_s
         while not self._inbox:
             if self.failure is not None:
@@ -129,7 +129,7 @@ class GuestLink:
                 data, ancillary = b"", []
             self._learn_pid(ancillary)
             if not data:
-                self._end(SessionLost("the guest is gone"))
+                self._end(GuestGone("the guest is gone"))
                 return
             if not self._feed(data):
                 return

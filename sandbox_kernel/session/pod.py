@@ -15,7 +15,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from sandbox_kernel.container.boot import RESERVED_FDS
-from sandbox_kernel.errors import ConfigError, HostError, ProtocolError, SandboxError, SessionLost
+from sandbox_kernel.errors import (
+    ConfigError,
+    GuestGone,
+    HostError,
+    ProtocolError,
+    SandboxError,
+    SessionLost,
+)
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
 from sandbox_kernel.model import (
@@ -79,7 +86,7 @@ class Pod:
         self.builder = Builder(self.supervisor, cgroup)
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> SandboxError | None:
         """Why the pod is dead, if it is."""
         return self.supervisor.failure
 
@@ -129,11 +136,11 @@ class Pod:
         try:
             await child.link.expect("hello", timeout_s=FORK_TIMEOUT_S)
             child.identify()
-        except SessionLost:
+        except GuestGone as error:
             child.close()
             if self.failure is not None or parent.link.failure is not None:
-                raise
-            raise ProtocolError("a guest could not be forked") from None
+                raise self.failure or SessionLost("a head is gone", hint=RESTART_HINT) from error
+            raise ProtocolError("a guest could not be forked") from error
         except BaseException:
             child.close()
             raise
@@ -290,6 +297,11 @@ class Pod:
         """Throw the files of layers away."""
         if self.failure is None and layers:
             self.supervisor.send({"op": "discard", "layers": layers})
+
+    async def discarded(self, layer: int) -> None:
+        """Throw the files of a layer away, and wait until init has taken note of it."""
+        body = {"op": "discard", "layers": [layer]}
+        await self.supervisor.ask(body, "discarded", key=layer)
 
     async def drop(self, place: Place) -> None:
         """Kill what is in a place and throw it and its files away."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from sandbox_kernel.errors import ProtocolError, SessionLost
 from sandbox_kernel.model import (
     CellResult,
+    CommMessage,
     Event,
     Execution,
     Json,
@@ -32,7 +33,7 @@ from sandbox_kernel.model import (
 from sandbox_kernel.session import resident
 from sandbox_kernel.session.ahead import Ahead, Fork, Prepared
 from sandbox_kernel.session.background import Background
-from sandbox_kernel.session.cell import Cell, Verdict, execute_body
+from sandbox_kernel.session.cell import Cell, Verdict, comm_body, execute_body
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.pod import Pod
 from sandbox_kernel.session.supervisor import RESTART_HINT
@@ -61,6 +62,7 @@ class Session:
         self._head_layer: int | None = None
         """The layer of the head if it added no files: to be thrown away with the head."""
         self._resident: Prepared | None = None
+        self._primed = False
         self._next: asyncio.Task[Prepared] | None = None
         self._forked: Fork | None = None
         self._settled: asyncio.Task[None] | None = None
@@ -124,8 +126,6 @@ class Session:
 
     def _lose(self) -> None:
         """Take it that the session is dead: end what waits, and what is left of it."""
-        if self._cell is not None:
-            self._cell.fail()
         self.kill()
 
     async def close(self) -> None:
@@ -138,6 +138,10 @@ class Session:
         pod = self._begun
         if pod is None:
             return
+        if self._cell is not None:
+            self._cell.fail(pod.failure or SessionLost("the session was closed"))
+        if self._forked is not None:
+            self._forked.moved.set()
         for guest in (self._head, self._resident.child if self._resident else None):
             if guest is not None:
                 guest.on_exit(lambda: None)
@@ -210,19 +214,22 @@ class Session:
         async with self._lock:
             return await self._run(execute_body(execution, limits), (), limits, sink)
 
-    async def comm(
-        self, msg_type: str, content: Json, metadata: Json, buffers: list[bytes], sink: Sink
-    ) -> CellResult:
+    async def comm(self, message: CommMessage, sink: Sink) -> CellResult:
         """Hand a comm message to its handler; its state is kept if the handler succeeds."""
-        body: Json = {"op": "comm", "msg_type": msg_type, "content": content, "metadata": metadata}
-        body["open_files"] = self.spec.limits.open_files
+        limits = self.spec.limits
         async with self._lock:
-            return await self._run(body, tuple(map(bytes, buffers)), self.spec.limits, sink)
+            return await self._run(comm_body(message, limits), message.buffers, limits, sink)
 
     async def ask(self, msg_type: str, content: Json) -> Json:
         """Answer a completion or inspection from a fork that is thrown away."""
         async with self._lock:
             await self.ready()
+            if msg_type == "complete_request" and not self._primed:
+                self._primed = True
+                limits = self.spec.limits
+                body: Json = {"op": "prime", "open_files": limits.open_files}
+                await self._run(body, (), limits, lambda _: None)
+            await self._settle_down()
             if self._resident is not None:
                 fork = await self._pod.fork(self._resident.child, live=True)
                 prepared = await self._ahead.place(fork)
@@ -256,7 +263,6 @@ class Session:
         try:
             verdict = await cell.run(body, buffers)
             if self._pod.failure is not None:
-                prepared.child.close()
                 raise self._pod.failure
             usage = await self._conclude(prepared, cell, verdict)
         finally:
@@ -285,26 +291,28 @@ class Session:
         cgroup = prepared.place.cgroup
         await resident.kill_others(cgroup, prepared.child)
         usage = self._measure(prepared, cell)
+        if verdict.threads:  # a fork would lose them: the guest itself goes on
+            if self._resident is None:
+                self._pod.watch(prepared.child)  # its parent, the head, is about to be replaced
+            self._resident = Prepared(prepared.child, prepared.place, (), verdict.fragile)
+            prepared.child.on_exit(self._resident_died)
+        else:
+            self._resident = None
+            prepared.child.on_exit(lambda: None)
         if "processes" not in self.spec.waived:  # a fork is due, also of a cell with many threads
             cgroup.limit(processes=self.spec.ceiling.processes + FORKS)
         forked = None
         if verdict.alone and not verdict.threads:  # the next child, while this one parks
             forked = Fork(self._background.start(self._pod.fork(prepared.child)), asyncio.Event())
         self._forked = forked
-        layered = self._ahead.commit_layer(prepared.place.layer)
-        self._settled = self._background.start(self._settle(prepared, verdict, forked, layered))
+        self._ahead.commit_layer(prepared.place.layer)
+        self._settled = self._background.start(self._settle(prepared, verdict, forked))
         return usage
 
-    async def _settle(
-        self,
-        prepared: Prepared,
-        verdict: Verdict,
-        forked: Fork | None,
-        layered: asyncio.Task[bool],
-    ) -> None:
+    async def _settle(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
         """Commit; a guest that does not play its part is thrown away, and the head stays."""
         try:
-            await self._keep(prepared, verdict, forked, layered)
+            await self._keep(prepared, verdict, forked)
         except (ProtocolError, SessionLost) as error:
             if self._pod.failure is not None:
                 raise
@@ -312,22 +320,11 @@ class Session:
             prepared.child.close()
             await self._pod.drop(prepared.place)
 
-    async def _keep(
-        self,
-        prepared: Prepared,
-        verdict: Verdict,
-        forked: Fork | None,
-        layered: asyncio.Task[bool],
-    ) -> None:
+    async def _keep(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
         """Make the child the head, or keep it as it is; its files become a layer."""
         child, place, pod = prepared.child, prepared.place, self._pod
-        child.on_exit(lambda: None)
-        if verdict.threads:  # a fork would lose them: the child itself goes on
-            if self._resident is None:
-                pod.watch(child)  # its parent, the head, is about to be replaced
-            self._resident = Prepared(child, place, (), verdict.fragile)
-            child.on_exit(self._resident_died)
-            await layered
+        if verdict.threads:
+            await self._ahead.layered()
             return
         head = child
         if forked is not None:
@@ -336,8 +333,7 @@ class Session:
         else:  # its threads are such as a fork may lose; but a head has one thread
             head = await resident.checkpoint(pod, child)
             child.retire()
-        self._resident = None
-        self._become_head(head, None if await layered else place.layer)
+        self._become_head(head, None if await self._ahead.layered() else place.layer)
         if forked is not None:
             await forked.moved.wait()  # until then the fork is in this cell's cgroup
         place.close()
@@ -357,7 +353,7 @@ class Session:
         child, place = prepared.child, prepared.place
         place.cgroup.kill()
         usage = self._measure(prepared, cell)
-        self._pod.discard(place.layer)
+        await self._pod.discarded(place.layer)  # or we learn that init is dead, too
         child.on_exit(lambda: None)
         child.close()
         await asyncio.to_thread(place.close)

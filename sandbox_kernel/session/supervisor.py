@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sandbox_kernel.container import control
-from sandbox_kernel.errors import LaunchError, SessionLost
+from sandbox_kernel.errors import LaunchError, SandboxError, SessionLost
 
 
 class Supervisor:
@@ -20,7 +20,7 @@ class Supervisor:
         self._waiting: dict[tuple[str, int], asyncio.Future[dict[str, Any]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_lost: Callable[[], None] = lambda: None
-        self.failure: Exception | None = None
+        self.failure: SandboxError | None = None
         self.reaped: dict[int, Callable[[int, int], None]] = {}
         """pid in the session -> who wants to know its si_code and si_status."""
 
@@ -63,7 +63,7 @@ class Supervisor:
         return future
 
     def _read(self) -> None:
-        while True:
+        while self.failure is None:
             try:
                 packet = control.receive(self._sock)
             except BlockingIOError:
@@ -80,7 +80,8 @@ class Supervisor:
     def _handle(self, packet: control.Packet) -> None:
         body = packet.body
         if packet.op == "failed":
-            self.lose(LaunchError(str(body.get("step")), str(body.get("cause"))))
+            step, cause, hint = (str(body.get(name, "")) for name in ("step", "cause", "hint"))
+            self.lose(LaunchError(step, cause, hint=hint))
         elif packet.op == "reaped":
             on_reaped = self.reaped.pop(int(body["pid"]), None)
             if on_reaped is not None:
@@ -90,7 +91,7 @@ class Supervisor:
             if waiting is not None and not waiting.done():
                 waiting.set_result(body)
 
-    def lose(self, failure: Exception) -> None:
+    def lose(self, failure: SandboxError) -> None:
         """Take it that init is of no use any more; tells whoever waits, and the owner once."""
         if self._loop is not None and self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
@@ -98,7 +99,7 @@ class Supervisor:
             self._fail(failure)
             self._on_lost()
 
-    def _fail(self, failure: Exception) -> None:
+    def _fail(self, failure: SandboxError) -> None:
         self.failure = self.failure or failure
         for waiting in self._waiting.values():
             if not waiting.done():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox_kernel.errors import HostError, LaunchError, SandboxError, SessionLost
 from sandbox_kernel.model import (
     CellResult,
+    CommMessage,
     Execution,
     Image,
     InputRequest,
@@ -137,10 +138,10 @@ class FakeSession:
             return {"matches": ["print"], "cursor_start": end - 3, "cursor_end": end}
         return {"found": True, "data": {"text/plain": json.dumps(content)}}
 
-    async def comm(
-        self, msg_type: str, content: Json, metadata: Json, buffers: list[bytes], sink: Sink
-    ) -> CellResult:
+    async def comm(self, message: CommMessage, sink: Sink) -> CellResult:
         """Echo comm messages; data `{"die": 1}` breaks the memory limit."""
+        msg_type, content, metadata = message.msg_type, message.content, message.metadata
+        buffers = list(message.buffers)
         self.log.append((msg_type, content))
         comm_id = content["comm_id"]
         result = CellResult(Outcome.OK, True, DEFAULT_USAGE, CEILING, "c0ffee")

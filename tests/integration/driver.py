@@ -217,8 +217,8 @@ async def assert_quiet(driver: Driver) -> None:
     deadline_s = asyncio.get_running_loop().time() + leaks.GONE_S
     while (found := noise()) and asyncio.get_running_loop().time() < deadline_s:
         await asyncio.sleep(0.02)  # the session itself may have work to do: let it
-    assert not found
-    assert not leaks.zombies()
+    assert not found, found
+    assert not leaks.zombies(), leaks.zombies()
 
 
 @dataclass

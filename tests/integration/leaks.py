@@ -147,4 +147,5 @@ class Snapshot:
     def assert_clean(self) -> None:
         """Assert that nothing has leaked since, once what is leaving had time to leave."""
         until(lambda: not self.leaked())
-        assert not self.leaked()
+        left = self.leaked()
+        assert not left, left

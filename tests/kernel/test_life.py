@@ -19,15 +19,21 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.needs("kernel")]
 
 Start = Callable[..., Live]
 
+
+def settled(kernel: Live) -> traces.Traces:
+    """Note what there is when the last cell's guest is the one head."""
+    assert leaks.until(lambda: len(kernel.traces().heads) == 1)
+    return kernel.traces()
+
+
 SLEEPER = "import time; print('up', flush=True)\nwhile True: time.sleep(1)"
 
 
 def test_shutdown_leaves_nothing(start: Start) -> None:
     kernel = start()
     kernel.ok("x = 1")
-    noted = kernel.traces()
+    noted = settled(kernel)
     assert noted.cgroups
-    assert len(noted.heads) == 1
     kernel.manager.shutdown_kernel()
     noted.assert_dead(within_s=0.5)
 
@@ -117,7 +123,7 @@ def test_a_death_while_idle_costs_the_session_and_no_more(
 ) -> None:
     kernel = start()
     kernel.ok("x = 1")
-    noted = kernel.traces()
+    noted = settled(kernel)
     traces.kill(victim(noted))
     noted.assert_gone()
     lost = kernel.run("x")
@@ -136,7 +142,7 @@ def test_a_death_under_a_running_cell_is_told_at_once(
     kernel.ok("x = 1")
     msg_id = kernel.send(SLEEPER)
     kernel.until_text(msg_id, "up")
-    noted = kernel.traces()
+    noted = settled(kernel)
     traces.kill(victim(noted))
     lost = kernel.result(msg_id, timeout_s=10)
     noted.assert_gone()
@@ -211,7 +217,8 @@ def test_two_kernels_share_no_user_and_no_process(start: Start) -> None:
 
 def test_two_kernels_at_work_do_not_see_each_other(start: Start) -> None:
     one, other = start(), start()
-    one.until_text(msg_id := one.send(SLEEPER), "up")
+    msg_id = one.send(SLEEPER)
+    one.until_text(msg_id, "up")
     seen = "import os; sorted(int(n) for n in os.listdir('/proc') if n.isdigit())"
     assert len(eval(other.value(seen))) <= 3
     killed = other.run("import os; os.kill(-1, 9); os.kill(os.getpid(), 9)")
