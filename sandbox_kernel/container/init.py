@@ -7,6 +7,7 @@ process of the PID namespace with it.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ def main(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoRetu
     `monitor_fd` is a pipe whose other end the monitor holds: closed, the monitor is dead.
     """
     libc.set_name("sandbox-init")
+    gc.disable()  # nothing here makes cycles, and a collection would dirty pages of all forks
     try:
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -205,9 +207,10 @@ class Init:
         self._reply({"op": "squashed", "layer": layer, "obsolete": obsolete})
 
     def _discard(self, packet: control.Packet) -> None:
+        left = [layer for layer in packet.body["layers"] if not self._layers.remove_empty(layer)]
         # In a process of its own: a cell may have left a million files, and init must not wait.
-        if libc.fork() == 0:
-            for layer in packet.body["layers"]:
+        if left and libc.fork() == 0:
+            for layer in left:
                 self._layers.remove(layer)
             os._exit(0)
         self._reply({"op": "discarded", "layer": packet.body["layers"][0]})

@@ -7,6 +7,7 @@ file adds no layer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import Any
@@ -73,6 +74,28 @@ class Layers:
         self._root = (*self._root[: len(self._root) - len(root)], layer)
         self._workspace = (*self._workspace[: len(self._workspace) - len(workspace)], layer)
         return sorted({*root, *workspace})
+
+    def remove_empty(self, layer: int) -> bool:
+        """Remove the folders of a cell that wrote no file; tell whether it was such a one."""
+        try:
+            for name in (
+                "u",
+                "x",
+                "w/work/incompat/volatile",
+                "w/work/incompat",
+                "w/work",
+                "w",
+                "y/work/incompat/volatile",
+                "y/work/incompat",
+                "y/work",
+                "y",
+                "",
+            ):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(f"/s/{layer}/{name}")
+        except OSError:  # ENOTEMPTY
+            return False
+        return True
 
     def remove(self, layer: int) -> None:
         """Remove a cell's files for good; what cannot be removed goes with the session."""

@@ -46,6 +46,8 @@ def main(link_fd: int) -> NoReturn:
     requests.warm()
     libc.flush_c_streams(by_line=True)
     gc.collect()
+    # A collection would write to every object from here, and every fork would copy the pages.
+    gc.freeze()
     # Only now: a json.py in the notebook's folder is for the notebook, not for us.
     sys.path.insert(0, "")
     enter.park()

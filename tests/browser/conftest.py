@@ -1,0 +1,54 @@
+"""One server and one browser for all pages; a page and a notebook for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.browser import lab
+
+TIMEOUT_MS = 1000 * lab.TIMEOUT_S
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Server]:
+    """Give a JupyterLab."""
+    with lab.serve(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Give the distribution's Chromium."""
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=lab.CHROMIUM, args=lab.FLAGS)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Give an empty page that shares nothing with others."""
+    expect.set_options(timeout=TIMEOUT_MS)
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    context.set_default_timeout(TIMEOUT_MS)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def notebook(
+    server: lab.Server, page: Page, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., lab.Notebook]]:
+    """Give a function that opens a new notebook with these cells; a picture is kept at the end."""
+    name = request.node.name.removeprefix("test_")
+    opened: list[lab.Notebook] = []
+
+    def start(*sources: str) -> lab.Notebook:
+        lab.write(server, name, sources)
+        opened.append(lab.open_notebook(page, server, name))
+        return opened[0]
+
+    yield start
+    for shown in opened:
+        shown.shot()

@@ -1,0 +1,214 @@
+"""JupyterLab as a user has it: a server of its own, and one notebook in a page of a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import nbformat
+from nbformat import v4
+from playwright.sync_api import Locator, Page, expect
+
+from tests.integration import leaks
+from tests.kernel import traces
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = ROOT / "build" / "screenshots"
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Its default, /dev/shm, is small in containers.
+    "--disable-dev-shm-usage",
+]
+TIMEOUT_S = 120.0
+NAME = "sandbox-python"
+DISPLAY_NAME = "Python 3 (sandboxed)"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running JupyterLab: where it is, and the folder that it shows."""
+
+    url: str
+    token: str
+    folder: Path
+    pid: int
+
+    def address(self, path: str) -> str:
+        """Give the full address of a page."""
+        return f"{self.url}{path}?token={self.token}"
+
+    def kernels(self) -> list[int]:
+        """Give the pids of the kernels that run now."""
+        return [pid for pid in traces.children()[self.pid] if leaks.runs(pid)]
+
+
+def environment(base: Path) -> dict[str, str]:
+    """Give Jupyter folders of its own below `base`, and nothing of the user's."""
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "JUPYTER_PATH": "prefix/share/jupyter",
+        "IPYTHONDIR": "ipython",
+    }
+    places = {name: str(base / folder) for name, folder in folders.items()}
+    return {**os.environ, **places, "PYTHONPATH": str(ROOT)}
+
+
+def _forget_news(base: Path) -> None:
+    """Spare the question whether to fetch news, which would lie over the page."""
+    file = base / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serve(base: Path) -> Iterator[Server]:
+    """Install the kernel below `base` and run JupyterLab; at the end nothing may be left."""
+    env = environment(base)
+    _forget_news(base)
+    install = ["sandbox_kernel", "install", "--prefix", str(base / "prefix"), "--memory", "512M"]
+    subprocess.run([sys.executable, "-m", *install], env=env, check=True, timeout=TIMEOUT_S)
+    folder = base / "notebooks"
+    folder.mkdir()
+    port, token = _free_port(), secrets.token_hex(16)
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "ServerApp.root_dir": folder,
+        "IdentityProvider.token": token,
+    }
+    log = base / "server.log"
+    with log.open("wb") as out:
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *arguments],
+            env=env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", token, folder, process.pid)
+    try:
+        up = leaks.until(lambda: process.poll() is not None or _answers(server), TIMEOUT_S)
+        assert up and process.poll() is None, log.read_text(encoding="utf-8")
+        yield server
+    finally:
+        noted = [traces.Traces.of(pid) for pid in server.kernels()]
+        process.terminate()
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+        for kernel in noted:
+            kernel.assert_dead()
+
+
+def _answers(server: Server) -> bool:
+    try:
+        with urlopen(server.address("/api/status"), timeout=5) as answer:
+            return answer.status == 200
+    except (URLError, OSError):
+        return False
+
+
+class Notebook:
+    """One notebook in a page."""
+
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = name
+
+    @property
+    def cells(self) -> Locator:
+        return self.page.locator(".jp-Notebook .jp-CodeCell")
+
+    def output(self, index: int) -> Locator:
+        """Give the outputs of a cell."""
+        return self.cells.nth(index).locator(".jp-Cell-outputArea")
+
+    def start(self, index: int) -> None:
+        """Run a cell, and do not wait for it."""
+        self.cells.nth(index).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        # Its number goes, or becomes a star, before any new one comes.
+        expect(self.prompt(index)).to_have_text(re.compile(r"\[(\*|\d+)\]:"))
+
+    def prompt(self, index: int) -> Locator:
+        """Give the number in front of a cell."""
+        return self.cells.nth(index).locator(".jp-InputArea-prompt")
+
+    def ended(self, index: int) -> None:
+        """Wait until a cell has its number."""
+        expect(self.prompt(index)).to_have_text(re.compile(r"\[\d+\]:"))
+
+    def run(self, *indices: int) -> None:
+        """Run cells that were not run before, one after the other."""
+        for index in indices:
+            self.start(index)
+            self.ended(index)
+
+    def press(self, item: str) -> None:
+        """Press a button of the notebook's toolbar."""
+        self.page.locator(f'.jp-NotebookPanel-toolbar [data-jp-item-name="{item}"]').locator(
+            "jp-button, button"
+        ).first.click()
+
+    def confirm(self) -> None:
+        """Press the button of a dialog that agrees."""
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+
+    def shot(self, suffix: str = "") -> None:
+        """Keep a picture of the page."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{self.name}{suffix}.png")
+
+
+def write(server: Server, name: str, sources: tuple[str, ...]) -> None:
+    """Put a notebook into the server's folder."""
+    cells = [v4.new_code_cell(source) for source in sources]
+    kernel = {"name": NAME, "display_name": DISPLAY_NAME, "language": "python"}
+    nb = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(nb, server.folder / f"{name}.ipynb")
+
+
+def open_notebook(page: Page, server: Server, name: str) -> Notebook:
+    """Show a notebook alone in the page; give it when its kernel is idle."""
+    page.goto(server.address(f"/doc/tree/{name}.ipynb"))
+    wait_until_idle(page)
+    return Notebook(page, name)
+
+
+def wait_until_idle(page: Page) -> None:
+    """Wait until the notebook's kernel has come up."""
+    status = page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator")
+    expect(status).to_have_attribute("data-status", "idle")
