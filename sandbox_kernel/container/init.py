@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sandbox_kernel.container import base, boot, build, control, layers
+from sandbox_kernel.container import base, boot, build, builder, control, layers
 from sandbox_kernel.container.gate import Gate
 from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
@@ -60,7 +60,9 @@ class Init:
         self._poll = select.poll()
         for fd in (self._sock.fileno(), self._wake, monitor_fd):
             self._poll.register(fd, select.POLLIN)
-        self._start_guest(packet.fds[0], 0)
+        link_fd, kernel_fd = packet.fds
+        self._builder = builder.start(kernel_fd)
+        self._start_guest(link_fd, 0)
         packet.close()
         self._verbs: dict[str, Callable[[control.Packet], None]] = {
             "boot": self._boot,
@@ -151,11 +153,8 @@ class Init:
             os._exit(0)
 
     def _build(self, packet: control.Packet) -> None:
-        channel = socket.socket(fileno=packet.fds.pop())
         spec = self._layers.next_root(packet.body["layer"])
-        if libc.fork() == 0:
-            _build_and_exit(channel, spec, packet.body["hostname"])
-        channel.close()
+        builder.ask(self._builder, spec, packet.body["hostname"])
 
     def _graft(self, packet: control.Packet) -> None:
         """Move the root of one mount namespace into another one, whose processes go on in it."""
@@ -227,23 +226,3 @@ class Init:
 
     def _watch(self, packet: control.Packet) -> None:
         self._watched.add(packet.body["pid"])
-
-
-def _build_and_exit(channel: socket.socket, spec: Any, hostname: str) -> NoReturn:
-    """Build a container in this process, hand its namespaces to the kernel, exit."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        control.send(channel, {"op": "here"})
-        if control.receive(channel) is None:  # the kernel has put us into the cell's cgroup
-            os._exit(1)
-        fds = build.isolate(hostname)
-        build.make_root(spec)
-        control.send(channel, {"op": "built"}, tuple(fds))
-        control.receive(channel)  # until the kernel is done with us: it holds the namespaces then
-    except LaunchError as error:
-        control.send(channel, {"op": "failed", "step": error.step, "cause": error.cause})
-        os._exit(1)
-    except OSError:
-        os._exit(1)  # the kernel closed the channel: it wants no container any more
-    os._exit(0)

@@ -14,7 +14,8 @@ Init's small root, in which the paths below are valid:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sandbox_kernel.container.steps import (
     BindMount,
@@ -65,6 +66,18 @@ class RootSpec:
     masked_files: tuple[str, ...]
     masked_folders: tuple[str, ...]
     read_only: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Give an object for the control channel."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> RootSpec:
+        """Make one of such an object."""
+        frozen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in body.items()
+        }
+        return cls(**frozen)
 
 
 def root_plan(spec: RootSpec) -> tuple[Step, ...]:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator
 
 from sandbox_kernel.container import control
 from sandbox_kernel.errors import HostError, LaunchError, SessionLost
@@ -68,16 +67,24 @@ class Place:
 
 
 class Builder:
-    """Have init build containers, one after the other, each with a new layer and cgroup."""
+    """Have the builder make containers, each with a new layer and cgroup."""
 
-    def __init__(self, supervisor: Supervisor, session_cgroup: Cgroup) -> None:
+    def __init__(
+        self, supervisor: Supervisor, sock: socket.socket, session_cgroup: Cgroup, home: Cgroup
+    ) -> None:
         self._supervisor = supervisor
+        self._sock = sock
+        self._sock.setblocking(False)
         self._session_cgroup = session_cgroup
+        self._home = home
+        self._pid: int | None = None
         self._next_layer = 1
         self._places: list[Place] = []
+        self._lock = asyncio.Lock()
 
     def close(self) -> None:
-        """Close every place that is still open."""
+        """Close the channel, and every place that is still open."""
+        self._sock.close()
         for place in self._places:
             place.close()
 
@@ -88,65 +95,54 @@ class Builder:
 
     async def build(self) -> Place:
         """Give a new place on the layers that are committed now; raises LaunchError."""
-        layer = self.number_layer()
-        cgroup = self._session_cgroup.child(f"cell-{layer}")
-        place = Place(layer, cgroup, [])
-        self._places = [known for known in self._places if not known.closed] + [place]
-        try:
-            place.occupy(await self._construct(place, cgroup))
-        except BaseException:
-            await asyncio.shield(asyncio.to_thread(place.close))
-            raise
-        return place
+        async with self._lock:
+            layer = self.number_layer()
+            cgroup = self._session_cgroup.child(f"cell-{layer}")
+            place = Place(layer, cgroup, [])
+            self._places = [known for known in self._places if not known.closed] + [place]
+            try:
+                place.occupy(await self._construct(place, cgroup))
+            except BaseException:
+                await asyncio.shield(asyncio.to_thread(place.close))
+                raise
+            return place
 
     async def _construct(self, place: Place, cgroup: Cgroup) -> list[int]:
-        ours, theirs = control.pair()
-        with ours:
-            ours.setblocking(False)
-            with theirs:
-                body = {"op": "build", "layer": place.layer, "hostname": place.container_id}
-                self._supervisor.send(body, (theirs.fileno(),))
-            packet = await _next(ours)
-            if packet.pid is None:
-                raise LaunchError("find the container's builder", "it has no pid")
-            # In the cell's cgroup before it makes the cgroup namespace, or the cell sees a path.
-            try:
-                cgroup.add(packet.pid)
-            except (ProcessLookupError, HostError) as error:
-                raise LaunchError("put the builder into its cgroup", str(error)) from error
-            control.send(ours, {"op": "go"})
-            packet = await _next(ours)
-            if packet.op == "failed":
-                raise LaunchError(str(packet.body.get("step")), str(packet.body.get("cause")))
-            return packet.fds
-
-
-async def _next(sock: socket.socket) -> control.Packet:
-    loop = asyncio.get_running_loop()
-    with _readable(loop, sock) as ready:
+        if self._pid is None:
+            self._pid = (await self._next()).pid
+        if self._pid is None:
+            raise LaunchError("find the builder of containers", "it has no pid")
         try:
-            await asyncio.wait_for(ready, BUILD_TIMEOUT_S)
+            # In the cell's cgroup before it makes the cgroup namespace, or the cell sees a path.
+            cgroup.add(self._pid)
+            body = {"op": "build", "layer": place.layer, "hostname": place.container_id}
+            self._supervisor.send(body)
+            packet = await self._next()
+            self._home.add(self._pid)
+        except ProcessLookupError as error:
+            raise SessionLost("the builder of containers died") from error
+        except HostError as error:
+            raise LaunchError("put the builder into the cell's cgroup", str(error)) from error
+        if packet.op == "failed":
+            raise LaunchError(str(packet.body.get("step")), str(packet.body.get("cause")))
+        return packet.fds
+
+    async def _next(self) -> control.Packet:
+        if self._sock.fileno() < 0:
+            raise SessionLost("the session was closed")
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(self._sock.fileno(), ready.set)
+        try:
+            await asyncio.wait_for(ready.wait(), BUILD_TIMEOUT_S)
+            packet = control.receive(self._sock)
         except TimeoutError:
             raise LaunchError("build a container", f"no end after {BUILD_TIMEOUT_S:g} s") from None
-    packet = control.receive(sock)
-    if packet is None:
-        raise SessionLost("the builder of a container died")
-    return packet
-
-
-@contextlib.contextmanager
-def _readable(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket
-) -> Iterator[asyncio.Future[None]]:
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def on_readable() -> None:
-        loop.remove_reader(sock.fileno())
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(sock.fileno(), on_readable)
-    try:
-        yield ready
-    finally:
-        loop.remove_reader(sock.fileno())
+        except (OSError, ValueError) as error:
+            raise SessionLost("the session was closed") from error
+        finally:
+            if self._sock.fileno() >= 0:
+                loop.remove_reader(self._sock.fileno())
+        if packet is None:
+            raise SessionLost("the builder of containers died")
+        return packet

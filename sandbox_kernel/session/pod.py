@@ -83,7 +83,7 @@ class Pod:
             self._started: Started = start(spec, cgroup, init)
             self._cgroups = stack.pop_all()
         self.supervisor = Supervisor(self._started.control)
-        self.builder = Builder(self.supervisor, cgroup)
+        self.builder = Builder(self.supervisor, self._started.builder, cgroup, init)
 
     @property
     def failure(self) -> SandboxError | None:

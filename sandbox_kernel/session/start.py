@@ -34,6 +34,7 @@ class Started:
     monitor: subprocess.Popen[bytes]
     control: socket.socket
     head: socket.socket
+    builder: socket.socket
     first_id: int
     """The id on the host that is 0 inside."""
 
@@ -45,6 +46,7 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
     """
     body = start_message(spec, cgroup, init_cgroup)
     ours, theirs = control.pair()
+    builder, builder_theirs = control.pair()
     head, head_theirs = socket.socketpair()
     head.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     try:
@@ -59,15 +61,15 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
             start_new_session=True,
             env={"LANG": "C.UTF-8"},
         )
-        control.send(ours, body, (head_theirs.fileno(),))
+        control.send(ours, body, (head_theirs.fileno(), builder_theirs.fileno()))
     except BaseException:
-        ours.close()
-        head.close()
+        for end in (ours, head, builder):
+            end.close()
         raise
     finally:
-        theirs.close()
-        head_theirs.close()
-    return Started(monitor, ours, head, body["first_id"])
+        for end in (theirs, head_theirs, builder_theirs):
+            end.close()
+    return Started(monitor, ours, head, builder, body["first_id"])
 
 
 def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dict[str, Any]:
