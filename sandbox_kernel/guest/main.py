@@ -102,14 +102,12 @@ class Guest:
         if not self._parked:
             self._place = _current_folder()
         try:
-            pid = libc.fork()
+            pid = threads.fork() if frame.body["live"] else libc.fork()
         except OSError:  # the child's link closes with the descriptors, which tells it
             for fd in fds:
                 os.close(fd)
             return
         if pid == 0:
-            if frame.body["live"]:
-                threads.forget_dead()
             self._become_child(fds)
             return
         for fd in fds:

@@ -7,7 +7,6 @@ so that the session keeps the process itself, threads and all, for the next cell
 
 from __future__ import annotations
 
-import _imp
 import os
 import re
 import select
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sandbox_kernel.guest import executors, tasks
-from sandbox_kernel.linux import libc
+from sandbox_kernel.linux.forks import fork_beside_threads
 
 _WAIT_S = 0.25
 # Libraries whose threads a fork may lose: each notices, or has a pthread_atfork handler, or lets
@@ -60,38 +59,29 @@ def unforkable(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith("native:") and _HANGS.search(name)]
 
 
-def forget_dead() -> None:
-    """Mend this process, forked by `libc.fork` from one that had threads, before it goes on.
+def fork() -> int:
+    """Copy this process though it has other threads, and mend the child; give its pid, 0 in it.
 
-    Must come before any new thread: the C library gives the dead ones' stacks to new ones, and
-    the interpreter still points into them. At-fork hooks for the child do run here, the user's
-    too, as they are what libraries mend themselves with; `random` keeps its state. Pools of
-    threads work again, pools of processes start anew, work that was under way is marked broken.
+    At-fork hooks for the child run, the user's too, as they are what libraries mend themselves
+    with; `random` keeps its state. Pools of threads work again, pools of processes start anew,
+    work that was under way is marked broken.
     """
     frames = sys._current_frames()
     dead = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
-    if len(frames) == 1 and not dead:
-        return
     lost = executors.collect(dead, frames.values())
     frames.clear()
-    _restart_interpreter()
-    executors.mend(lost)
-
-
-def _restart_interpreter() -> None:
     random = sys.modules.get("random")
     state = random.getstate() if random is not None else None
     hook, sys.unraisablehook = sys.unraisablehook, _ignore_unreleased
     try:
-        if not _imp.lock_held():
-            _imp.acquire_lock()  # since Python 3.13 the call below releases it, or aborts
-        # Frees the dead threads' states and makes the GIL anew: its condition variable still
-        # counts waiters that are gone, and waits for them when the next thread starts.
-        libc._LIBC_WITH_GIL["PyOS_AfterFork_Child"]()
+        pid = fork_beside_threads()
     finally:
         sys.unraisablehook = hook
-    if random is not None:
-        random.setstate(state)  # CPython's own hook has seeded it anew
+    if pid == 0:
+        if random is not None:
+            random.setstate(state)  # CPython's own hook has seeded it anew
+        executors.mend(lost)
+    return pid
 
 
 def _ignore_unreleased(problem: Any) -> None:

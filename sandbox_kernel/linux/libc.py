@@ -90,6 +90,8 @@ _prctl = _bind("prctl", _INT, _ULONG, _ULONG, _ULONG, _ULONG)
 _capget = _bind("capget", _POINTER, _POINTER)
 _capset = _bind("capset", _POINTER, _POINTER)
 _fork = _bind("fork", library=_LIBC_WITH_GIL)
+raw_fork, after_fork_child = (_LIBC_WITH_GIL[name] for name in ("fork", "PyOS_AfterFork_Child"))
+after_fork_child.restype = None
 _clone = _bind_number("clone", _ULONG, *[_POINTER] * 4, library=_LIBC_WITH_GIL)
 _pivot_root = _bind_number("pivot_root", _TEXT, _TEXT, path_at=0)
 _open_tree = _bind_number("open_tree", _INT, _TEXT, _UINT, path_at=1)
@@ -326,8 +328,7 @@ def set_child_subreaper(reaper: bool) -> None:  # noqa: FBT001
 def fork() -> int:
     """Fork by the C library with the GIL held and without CPython's at-fork hooks.
 
-    The child is the continuation of this thread, the only one: nothing is seeded anew, no hook
-    of a user runs. pthread_atfork handlers do.
+    Only for a process with one thread: see `forks`. Handlers of pthread_atfork do run.
     """
     return _fork()
 
@@ -363,8 +364,7 @@ def fionread(fd: int) -> int:
 def loaded_function(path: str, name: str) -> Callable[..., int] | None:
     """Look up `name` in a shared library that this process has loaded already.
 
-    Return None if it is not loaded or has no such symbol. The callable takes C ints, returns
-    one, checks nothing and releases the GIL.
+    None if it is not loaded or has no such symbol. The callable takes and returns C ints.
     """
     try:
         library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)

@@ -314,6 +314,7 @@ class Pod:
             return
         self._closed = True
         self.supervisor.close()
+        self._started.head.close()  # its guest has it, if it came to that
         for guest in self._guests:
             guest.close()
         # The channel's end ends init, and with it everything; this is for an init that hangs.

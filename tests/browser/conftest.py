@@ -27,28 +27,31 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """Give an empty page that shares nothing with others."""
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """Give an empty page that shares nothing with others; a picture is kept at the end."""
     expect.set_options(timeout=TIMEOUT_MS)
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     context.set_default_timeout(TIMEOUT_MS)
-    yield context.new_page()
+    shown = context.new_page()
+    yield shown
+    lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    shown.screenshot(path=lab.SCREENSHOTS / f"{named(request)}.png")
     context.close()
+
+
+def named(request: pytest.FixtureRequest) -> str:
+    """Give a name for the files of a test."""
+    return request.node.name.removeprefix("test_")
 
 
 @pytest.fixture
 def notebook(
     server: lab.Server, page: Page, request: pytest.FixtureRequest
-) -> Iterator[Callable[..., lab.Notebook]]:
-    """Give a function that opens a new notebook with these cells; a picture is kept at the end."""
-    name = request.node.name.removeprefix("test_")
-    opened: list[lab.Notebook] = []
+) -> Callable[..., lab.Notebook]:
+    """Give a function that opens a new notebook with these cells."""
 
     def start(*sources: str) -> lab.Notebook:
-        lab.write(server, name, sources)
-        opened.append(lab.open_notebook(page, server, name))
-        return opened[0]
+        lab.write(server, named(request), sources)
+        return lab.open_notebook(page, server, named(request))
 
-    yield start
-    for shown in opened:
-        shown.shot()
+    return start

@@ -105,6 +105,7 @@ def serve(base: Path) -> Iterator[Server]:
         "ServerApp.open_browser": False,
         "ServerApp.allow_root": True,
         "ServerApp.root_dir": folder,
+        "LabApp.expose_app_in_browser": True,
         "IdentityProvider.token": token,
     }
     log = base / "server.log"
@@ -144,9 +145,8 @@ def _answers(server: Server) -> bool:
 class Notebook:
     """One notebook in a page."""
 
-    def __init__(self, page: Page, name: str) -> None:
+    def __init__(self, page: Page) -> None:
         self.page = page
-        self.name = name
 
     @property
     def cells(self) -> Locator:
@@ -156,10 +156,20 @@ class Notebook:
         """Give the outputs of a cell."""
         return self.cells.nth(index).locator(".jp-Cell-outputArea")
 
+    def editor(self, index: int) -> Locator:
+        """Give the text of a cell."""
+        return self.cells.nth(index).locator(".cm-content")
+
+    def type(self, index: int, text: str, key: str) -> None:
+        """Put text into an empty cell, as from the clipboard, and press a key."""
+        self.editor(index).focus()
+        self.page.keyboard.insert_text(text)
+        expect(self.editor(index)).to_contain_text(text)
+        self.editor(index).press(key)
+
     def start(self, index: int) -> None:
         """Run a cell, and do not wait for it."""
-        self.cells.nth(index).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
+        self.editor(index).press("Control+Enter")
         # Its number goes, or becomes a star, before any new one comes.
         expect(self.prompt(index)).to_have_text(re.compile(r"\[(\*|\d+)\]:"))
 
@@ -187,11 +197,6 @@ class Notebook:
         """Press the button of a dialog that agrees."""
         self.page.locator(".jp-Dialog .jp-mod-accept").click()
 
-    def shot(self, suffix: str = "") -> None:
-        """Keep a picture of the page."""
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{self.name}{suffix}.png")
-
 
 def write(server: Server, name: str, sources: tuple[str, ...]) -> None:
     """Put a notebook into the server's folder."""
@@ -205,10 +210,12 @@ def open_notebook(page: Page, server: Server, name: str) -> Notebook:
     """Show a notebook alone in the page; give it when its kernel is idle."""
     page.goto(server.address(f"/doc/tree/{name}.ipynb"))
     wait_until_idle(page)
-    return Notebook(page, name)
+    return Notebook(page)
 
 
 def wait_until_idle(page: Page) -> None:
-    """Wait until the notebook's kernel has come up."""
+    """Wait until the page has its shortcuts and the notebook its kernel."""
+    page.wait_for_function("window.jupyterapp")
+    page.evaluate("window.jupyterapp.restored")
     status = page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator")
     expect(status).to_have_attribute("data-status", "idle")

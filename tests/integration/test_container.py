@@ -229,6 +229,38 @@ async def test_the_cell_leads_the_heads_cannot_be_touched(box: Driver) -> None:
     assert set(text.split()) <= {"PermissionError", "FileNotFoundError", "ProcessLookupError"}
 
 
+# ---- signals
+
+SIGNALS = "subprocess.getoutput('grep -E \"Sig(Ign|Blk)\" /proc/self/status').split()[1::2]"
+
+
+async def test_signals_are_as_in_a_fresh_program(box: Driver) -> None:
+    await box.ok("import subprocess")
+    assert await box.value(SIGNALS) == ["0" * 16, "0" * 16]
+
+
+async def test_signals_of_the_cell_itself(box: Driver) -> None:
+    number = "int({}, 16)".format(STATUS.format("SigIgn"))
+    # As Python sets it up: SIGPIPE and SIGXFSZ are ignored.
+    assert await box.value(number) == 1 << 12 | 1 << 24
+    assert await box.value(STATUS.format("SigBlk")) == "0" * 16
+    names = ("SIGTERM", "SIGHUP", "SIGCHLD", "SIGUSR1", "SIGALRM", "SIGQUIT")
+    code = f"all(__import__('signal').getsignal(getattr(__import__('signal'), n)) == 0 for n in {names!r})"
+    assert await box.value(code) is True
+    assert await box.value("__import__('signal').getsignal(2) is __import__('signal').default_int_handler") is True
+
+
+async def test_a_program_can_be_terminated(box: Driver) -> None:
+    text = await box.ok(
+        "import subprocess; p = subprocess.Popen(['sleep', '100']); p.terminate(); print(p.wait(timeout=5))"
+    )
+    assert text == "-15\n"
+
+
+async def test_a_multiprocessing_pool_can_be_terminated(box: Driver) -> None:
+    await box.ok("import multiprocessing as mp\np = mp.get_context('fork').Pool(2); p.terminate(); p.join()")
+
+
 # ---- nothing outlives a cell
 
 DAEMONS = {

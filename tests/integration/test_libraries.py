@@ -151,7 +151,7 @@ async def test_killed_while_it_is_used(fresh: Driver, name: str) -> None:
     assert ran.text() == f"{lib.result!r}\n"
 
 
-@pytest.mark.parametrize("name", ["numpy", "polars", "KMeans", "duckdb", "Thread"])
+@pytest.mark.parametrize("name", ["numpy", "polars", "duckdb", "Thread"])
 async def test_used_in_five_cells_and_out_of_memory_in_between(fresh: Driver, name: str) -> None:
     lib = library(name)
     await fresh.ok(lib.first, timeout_s=CELL_TIMEOUT_S)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_kernel.model import Event, InputRequest, Message, Outcome, Stream
+from sandbox_kernel.model import CommMessage, Event, InputRequest, Message, Outcome, Stream
 from tests.integration.driver import Driver, Ran
 
 pytestmark = [
@@ -249,8 +249,8 @@ async def test_a_comm_message_changes_the_state(box: Driver) -> None:
     ran = await box.run("from comm import create_comm\ngot = []\nc = create_comm(target_name='t'); c.on_msg(lambda m: got.append(m['content']['data']))")
     comm_id = ran.messages("comm_open")[0].content["comm_id"]
     events: list[Event] = []
-    content = {"comm_id": comm_id, "data": {"x": 7}}
-    result = await box.session.comm("comm_msg", content, {}, [], events.append)
+    message = CommMessage("comm_msg", {"comm_id": comm_id, "data": {"x": 7}})
+    result = await box.session.comm(message, events.append)
     assert result.committed
     assert await box.value("got") == [{"x": 7}]
     await box.ok("c.close()")

@@ -107,7 +107,7 @@ while True: pass"""
 STUBBORN = """
 while True:
     try:
-        while True: pass
+        while True: sum(range(100))
     except KeyboardInterrupt: pass"""
 # Whatever is mounted read-only is skipped: removing it would fail file by file, which takes long.
 RM = """

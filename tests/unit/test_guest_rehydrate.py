@@ -281,10 +281,9 @@ def test_polars_frame_leaves_a_fork_whose_pools_are_dead(tmp_path: Path) -> None
         from sandbox_kernel.linux import libc
         exec({cell!r}, ns)
         assert threads.unforkable(threads.quiesce())
-        pid = libc.fork()
+        pid = threads.fork()
         if pid == 0:
             signal.alarm(20)
-            threads.forget_dead()
             report = rehydrate.dump(ns, {path!r})
             os._exit(len(report.left_out))
         assert os.waitpid(pid, 0)[1] == 0

@@ -22,12 +22,11 @@ from sandbox_kernel.linux import libc
 
 def in_child(check, timeout_s=10):
     # Fork as a head does, mend, check; a hang is ended by SIGALRM and seen as a status.
-    pid = libc.fork()
+    pid = threads.fork()
     if pid == 0:
         status = 1
         try:
             signal.alarm(timeout_s)
-            threads.forget_dead()
             check()
             status = 0
         except BaseException:
@@ -45,11 +44,10 @@ def chain(work, depth):
         work()
         lost = threads.quiesce()
         assert lost == [], f"generation {generation}: {lost}"
-        pid = libc.fork()
+        pid = threads.fork()
         if pid:
             _, status = os.waitpid(pid, 0)
             os._exit(1 if status else 0)
-        threads.forget_dead()
     os._exit(0)  # as guests end: the destructors of some libraries miss their threads
 """
 
