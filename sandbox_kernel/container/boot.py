@@ -63,7 +63,10 @@ def _become_guest(
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # What is ignored or blocked stays so over exec, for the guest and all that cells start.
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for fd in build.isolate(body["hostname"]):
             os.close(fd)
         build.make_root(spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import os
 import select
 import signal
 import socket
@@ -40,6 +41,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._owner = os.getpid()
         self.fds: list[int] = []
         self._decoder = Decoder()
         self._frames: deque[Frame] = deque()
@@ -61,8 +63,10 @@ class Link:
 
         This is what keeps the order between the pipes of stdout and stderr and the messages:
         whatever was written to a pipe before the frame is published before it, whatever comes
-        after it after.
+        after it after. Processes that the cell forked publish nothing.
         """
+        if os.getpid() != self._owner:  # a process that the cell forked: the link is not its own
+            return
         self._sent += 1
         number = self._sent
         self.send({**body, "sync": number}, buffers)

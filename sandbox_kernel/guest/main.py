@@ -65,6 +65,7 @@ class Guest:
         self._children: dict[int, int] = {}
         self._place = _current_folder()
         self._parked = True
+        self._pid = os.getpid()
 
     def serve(self) -> NoReturn:
         """Do what the kernel asks until it closes the link."""
@@ -116,6 +117,7 @@ class Guest:
 
     def _become_child(self, fds: list[int]) -> None:
         self._parked = False
+        self._pid = os.getpid()
         for pidfd in self._children:
             os.close(pidfd)
         self._children = {}
@@ -183,13 +185,15 @@ class Guest:
             hold_interrupts()
             content = {name: reply[name] for name in ("ename", "evalue", "traceback")}
             message = {"op": "message", "msg_type": "error", "content": content, "metadata": {}}
-            if reply == _INTERRUPTED:
+            if reply == _INTERRUPTED and os.getpid() == self._pid:
                 self._link.publish(message)
         finally:
             hold_interrupts()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()  # the user may have closed or replaced it
+        if os.getpid() != self._pid:  # a child that the cell forked, and that fell out of it
+            os._exit(0)
         libc.flush_c_streams()  # or every fork would inherit what is in there, and write it too
         return reply
 

@@ -127,7 +127,12 @@ class GuestLink:
                 return
             except OSError:
                 data, ancillary = b"", []
-            self._learn_pid(ancillary)
+            sender = _sender(ancillary)
+            self.pid = self.pid or sender
+            if data and sender != self.pid:
+                self.kill()
+                self._end(ProtocolError("another process spoke on the link of a guest"))
+                return
             if not data:
                 self._end(GuestGone("the guest is gone"))
                 return
@@ -153,14 +158,6 @@ class GuestLink:
         self._wake()
         return True
 
-    def _learn_pid(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        """Note who sends: Linux fills in the pid as this process sees it (unix(7))."""
-        if self.pid:
-            return
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                self.pid = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
-
     def open_pidfd(self, on_exit: Callable[[], None]) -> None:
         """Hold on to the process behind `pid`; `on_exit` is called when it has ended."""
         self.pidfd = os.pidfd_open(self.pid)
@@ -185,3 +182,11 @@ class GuestLink:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """Give the pid of who sends, which Linux fills in as this process sees it (unix(7))."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return int(_CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0])
+    return 0
