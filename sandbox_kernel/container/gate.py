@@ -73,16 +73,9 @@ class Gate:
         return True
 
     def _threads(self, pid: int) -> int:
-        # In bytes, and by os.open: init has no file system left to import a codec from.
+        # A task folder has a link for each thread, beside its own two (fs/proc/base.c); a stat is
+        # a tenth of the time that reading a status file takes.
         try:
-            fd = os.open(f"{self._proc}/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+            return os.stat(f"{self._proc}/{pid}/task").st_nlink - 2
         except OSError:
             return 0
-        try:
-            text = os.read(fd, 8192)
-        except OSError:
-            return 0
-        finally:
-            os.close(fd)
-        _, _, rest = text.partition(b"\nThreads:")
-        return int(rest.split(None, 1)[0]) if rest else 0

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Union
 
+from sandbox_kernel.guest import groups
+
 _LENGTH = struct.Struct("!I")
 _CHUNK_BYTES = 1 << 30
 _BUFFER_BYTES = 1 << 20
@@ -31,8 +33,6 @@ _PROTOCOL = 5
 _SHELLS_OWN = frozenset(
     "In Out exit quit open get_ipython _ __ ___ _i _ii _iii _ih _oh _dh _sh _exit_code".split()
 )
-# To share one of these is no bond: it is immutable, or found again by its name.
-_UNBOUND = (str, bytes, int, float, complex, types.ModuleType, types.BuiltinFunctionType)
 
 PathOrFd = Union[str, int]
 Save = Callable[[Any], None]
@@ -53,8 +53,8 @@ class Report:
 def dump(namespace: dict[str, Any], target: PathOrFd) -> Report:
     """Write the variables of `namespace` to a path or descriptor, which is closed at the end.
 
-    What does not pickle is left out: generators, open files, locks, connections. An object whose
-    own pickling needs a dead pool may hang, so the caller must set a time limit.
+    What does not pickle is left out: generators, open files, locks, connections, and what waits
+    for a dead pool while it pickles.
     """
     values = {name: value for name, value in namespace.items() if _is_users(name)}
     with open(target, "wb", buffering=_BUFFER_BYTES) as file:
@@ -79,7 +79,7 @@ def load(source: PathOrFd, namespace: dict[str, Any]) -> Report:
                 content = _Unpickler(payload, namespace).load()
                 _ACCEPT[kind](content, namespace)
             except Exception as error:  # whatever a user's __setstate__ raises
-                left_out += [(name, _reason(error)) for name in names or (kind,)]
+                left_out += [(name, groups.reason(error)) for name in names or (kind,)]
             else:
                 carried += names
     if builtins is not None:
@@ -91,11 +91,6 @@ def _is_users(name: str) -> bool:
     return name not in _SHELLS_OWN and not (name.startswith("__") and name.endswith("__"))
 
 
-def _reason(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
 def _dump_variables(
     file: IO[bytes], values: dict[str, Any], namespace: dict[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
@@ -105,63 +100,19 @@ def _dump_variables(
     except ImportError:
         reason = "cloudpickle is not installed in this image"
         return carried, dict.fromkeys(values, reason)
-    groups, left_out = _groups(values, pickler_type)
-    for names in groups:
+    found = groups.sort_out(values, pickler_type)
+    left_out = found.left_out
+    for names in found.groups:
         group = {name: values[name] for name in names}
         try:
             _write(file, "variables", names, _by_value(pickler_type, group))
         except OSError:  # the reader is gone
             raise
         except Exception as error:  # it did pickle a moment ago; the reader leaves it out too
-            left_out.update(dict.fromkeys(names, _reason(error)))
+            left_out.update(dict.fromkeys(names, groups.reason(error)))
         else:
             carried += names
     return carried, left_out
-
-
-def _groups(
-    values: dict[str, Any], pickler_type: Callable[..., Any]
-) -> tuple[list[tuple[str, ...]], dict[str, str]]:
-    """Pickle each variable alone into the void; put those with a common object together."""
-    left_out: dict[str, str] = {}
-    leader = {name: name for name in values}
-    owner: dict[int, str] = {}
-    # Objects that only pickling made must live as long as their ids are compared.
-    memos = []
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name] = leader[leader[name]]
-        return name
-
-    for name, value in values.items():
-        # Arrays go to the callback instead of being copied into the stream.
-        pickler = pickler_type(_Void(), buffer_callback=lambda _: None)
-        try:
-            pickler.dump(value)
-        except Exception as error:  # whatever a user's __reduce__ raises
-            left_out[name] = _reason(error)
-            continue
-        memo = pickler.memo.copy()
-        memos.append(memo)
-        for key, (_, thing) in memo.items():
-            if not isinstance(thing, _UNBOUND) and _is_bond(thing):
-                leader[find(name)] = find(owner.setdefault(key, name))
-    groups: dict[str, list[str]] = {}
-    for name in values:
-        if name not in left_out:
-            groups.setdefault(find(name), []).append(name)
-    return [tuple(names) for names in groups.values()], left_out
-
-
-def _is_bond(thing: Any) -> bool:
-    from cloudpickle import cloudpickle
-
-    kind = type(thing)
-    if issubclass(kind, (type, types.FunctionType)):
-        return not cloudpickle._should_pickle_by_reference(thing)
-    # numpy has one object for each data type; all arrays would hang together by it.
-    return not (kind.__module__ == "numpy.dtypes" or kind.__name__.startswith("dtype"))
 
 
 def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
@@ -184,7 +135,8 @@ def _pickler_type(namespace: dict[str, Any]) -> Callable[..., Any]:
             _refuse_files(obj)
             if id(obj) in self._cells:
                 return _make_cell, ()
-            return super().reducer_override(obj)
+            single = _in_one_chunk(obj)
+            return super().reducer_override(obj) if single is None else single.__reduce_ex__(5)
 
         def _function_getnewargs(self, func: Any) -> Any:
             code, env, name, defaults, _ = super()._function_getnewargs(func)
@@ -215,6 +167,22 @@ def _refuse_files(obj: Any) -> None:
     # cloudpickle would carry the text that is left to read.
     if isinstance(obj, io.TextIOWrapper) and obj not in (sys.__stdout__, sys.__stderr__):
         raise pickle.PicklingError("an open file")
+
+
+def _in_one_chunk(obj: Any) -> Any:
+    """Give a copy of a polars frame or series that is in several chunks; None for all else.
+
+    polars puts the chunks together before it pickles, a frame's with its pool, which may be dead;
+    one series at a time does without.
+    """
+    if not type(obj).__module__.startswith("polars."):
+        return None
+    polars = sys.modules["polars"]
+    if type(obj) is polars.Series and obj.n_chunks() > 1:
+        return obj.rechunk()
+    if type(obj) is polars.DataFrame and max(obj.n_chunks("all"), default=1) > 1:
+        return polars.DataFrame([series.rechunk() for series in obj.get_columns()])
+    return None
 
 
 def _make_cell() -> types.CellType:
@@ -349,11 +317,6 @@ def _exactly(file: IO[bytes], length: int) -> bytes:
     if len(data) != length:
         raise EOFError("the stream of variables ends early")
     return data
-
-
-class _Void:
-    def write(self, data: Any) -> int:
-        return memoryview(data).nbytes
 
 
 class _Chunks:

@@ -39,7 +39,7 @@ def _forgo_debugger() -> None:
 # What an execution without history leaves on the shell.
 _TRACES = ("last_execution_succeeded", "last_execution_result", "execution_count")
 _WARM: dict[str, Any] = {
-    "code": "pass",
+    "code": "print(end='')",
     "silent": False,
     "store_history": False,
     "user_expressions": {},

@@ -16,7 +16,7 @@ from typing import Any
 
 from sandbox_kernel.errors import GuestGone, ProtocolError, SandboxError
 from sandbox_kernel.guest.wire import Frame
-from sandbox_kernel.linux.cgroup import Cgroup
+from sandbox_kernel.linux.cgroup import Cgroup, CgroupUsage
 from sandbox_kernel.model import (
     CommMessage,
     Event,
@@ -134,6 +134,8 @@ class Cell:
         self._timers: list[asyncio.TimerHandle] = []
         self._cpu_before_s = 0.0
         self.wall_s = 0.0
+        self.counted: CgroupUsage | None = None
+        """What the cgroup had counted when the cell ended."""
 
     async def run(self, body: Json, buffers: tuple[bytes, ...] = ()) -> Verdict:
         """Send the request and see it through to its end; nothing of the cell is killed here."""
@@ -144,7 +146,7 @@ class Cell:
         self._cpu_before_s = self._cgroup.usage().cpu_s
         try:
             self._after(self._limits.wall_time_s, lambda: self.stop(Outcome.WALL_TIME))
-            self._check_cpu()
+            self._after(self._cpu_check_s(self._limits.cpu_time_s), self._check_cpu)
             guest.link.send(body, buffers=buffers)
             await self._ended
         finally:
@@ -184,12 +186,15 @@ class Cell:
         self._timers.append(self._loop.call_later(delay_s, act))
 
     def _check_cpu(self) -> None:
-        """Look again when the limit can be reached at the earliest, on all its CPUs at once."""
         left_s = self._limits.cpu_time_s - (self._cgroup.usage().cpu_s - self._cpu_before_s)
         if left_s <= 0:
             self.stop(Outcome.CPU_TIME)
-            return
-        self._after(max(left_s / max(self._limits.cpus, 1.0), CPU_CHECK_FLOOR_S), self._check_cpu)
+        else:
+            self._after(self._cpu_check_s(left_s), self._check_cpu)
+
+    def _cpu_check_s(self, left_s: float) -> float:
+        """Tell when the rest can be used up at the earliest, on all CPUs of the cell at once."""
+        return max(left_s / max(self._limits.cpus, 1.0), CPU_CHECK_FLOOR_S)
 
     def _end(self) -> None:
         if not self._ended.done():
@@ -278,7 +283,8 @@ class Cell:
         self._end()
 
     def _judge(self) -> Verdict:
-        if self._cgroup.usage().oom_kills > 0:
+        self.counted = self._cgroup.usage()
+        if self.counted.oom_kills > 0:
             return self._rolled_back(Outcome.MEMORY)
         if self._stopping in CUT:
             return self._rolled_back(self._stopping)

@@ -367,7 +367,7 @@ class Session:
         output = prepared.child.output
         output.drain()
         output.stop()
-        counted = prepared.place.cgroup.usage()
+        counted = cell.counted or prepared.place.cgroup.usage()
         disk_bytes = self._pod.files_bytes(self._state)
         used, self._disk_used = max(disk_bytes - self._disk_used, 0), disk_bytes
         return Usage(

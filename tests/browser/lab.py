@@ -38,6 +38,8 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 TIMEOUT_S = 120.0
+KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+"""The kernel of the notebook in front, for scripts in the page."""
 NAME = "sandbox-python"
 DISPLAY_NAME = "Python 3 (sandboxed)"
 
@@ -193,9 +195,15 @@ class Notebook:
             "jp-button, button"
         ).first.click()
 
-    def confirm(self) -> None:
-        """Press the button of a dialog that agrees."""
+    def restart(self) -> None:
+        """Press the button that restarts the kernel, agree, and wait for the new one."""
+        self.page.evaluate(
+            f"window.states = []; {KERNEL}.statusChanged.connect((_, s) => window.states.push(s))"
+        )
+        self.press("restart")
         self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.wait_for_function("window.states.includes('restarting')")
+        wait_until_idle(self.page)
 
 
 def write(server: Server, name: str, sources: tuple[str, ...]) -> None:
@@ -214,8 +222,10 @@ def open_notebook(page: Page, server: Server, name: str) -> Notebook:
 
 
 def wait_until_idle(page: Page) -> None:
-    """Wait until the page has its shortcuts and the notebook its kernel."""
+    """Wait until the page has its shortcuts, and its notebook a kernel that has nothing to do."""
     page.wait_for_function("window.jupyterapp")
     page.evaluate("window.jupyterapp.restored")
-    status = page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator")
-    expect(status).to_have_attribute("data-status", "idle")
+    page.wait_for_function(
+        f"() => {{ const kernel = {KERNEL}; return kernel && kernel.status === 'idle'"
+        " && kernel.connectionStatus === 'connected'; }"
+    )

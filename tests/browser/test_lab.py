@@ -133,17 +133,23 @@ def test_rich_output(notebook: Open) -> None:
 def test_completion_is_offered(notebook: Open) -> None:
     shown = notebook("a_long_variable_name = 1", "")
     shown.run(0)
-    shown.type(1, "a_long_va", "Tab")
-    # JupyterLab waits one second for an answer, and shows nothing if none has come by then.
-    expect(shown.editor(1)).to_have_text("a_long_variable_name", timeout=10_000)
+    # JupyterLab waits one second for an answer and shows nothing if none has come by then; the
+    # first takes longer here, as in every kernel, because jedi is loaded for it.
+    for _ in range(10):
+        shown.type(1, "a_long_va", "Tab")
+        try:
+            expect(shown.editor(1)).to_have_text("a_long_variable_name", timeout=5000)
+        except AssertionError:
+            shown.editor(1).fill("")
+            continue
+        return
+    pytest.fail("no completion")
 
 
 def test_restart(notebook: Open) -> None:
     shown = notebook("x = 1\nprint('set')", "'x' in globals()")
     shown.run(0)
-    shown.press("restart")
-    shown.confirm()
-    lab.wait_until_idle(shown.page)
+    shown.restart()
     shown.start(1)
     expect(shown.output(1)).to_contain_text("False")
     expect(shown.prompt(1)).to_have_text("[1]:")

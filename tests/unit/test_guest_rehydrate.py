@@ -267,12 +267,18 @@ def test_data_frames_and_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_polars_frame_leaves_a_fork_whose_pools_are_dead(tmp_path: Path) -> None:
+def test_polars_frames_leave_a_fork_whose_pools_are_dead(tmp_path: Path) -> None:
     pytest.importorskip("polars")
     path = str(tmp_path / "variables")
     cell = textwrap.dedent("""
         import polars as pl
-        frame = pl.DataFrame({"a": range(1000)}).filter(pl.col("a") > 99)
+        frame = pl.DataFrame({"a": range(1000), "s": [str(n) for n in range(1000)]})
+        few = frame.filter(pl.col("a") > 99)
+        chunks = pl.concat([frame, frame], rechunk=False)
+        series = chunks["a"]
+        holder = [chunks]
+        lazy = chunks.lazy().filter(pl.col("a") > 99)  # hangs, as its frame is out of reach
+        after = [1]
     """)
     interpreter(
         f"""
@@ -283,16 +289,39 @@ def test_polars_frame_leaves_a_fork_whose_pools_are_dead(tmp_path: Path) -> None
         assert threads.unforkable(threads.quiesce())
         pid = threads.fork()
         if pid == 0:
-            signal.alarm(20)
+            signal.alarm(40)
             report = rehydrate.dump(ns, {path!r})
-            os._exit(len(report.left_out))
+            if report.left_out_lines() != ["lazy (it waits for threads that were lost)"]:
+                print(report.left_out)
+                os._exit(1)
+            os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
     """.replace("\n        ", "\n")
     )
     interpreter(
         f"""
         report = rehydrate.load({path!r}, ns)
-        assert ns["frame"].group_by("a").len().height == 900, report
+        assert not report.left_out, report
+        assert ns["few"].group_by("a").len().height == 900
+        assert ns["chunks"].sort("a").height == 2000 and ns["series"].sum() == 999000
+        assert ns["holder"][0] is ns["chunks"] and ns["after"] == [1]
+    """.replace("\n        ", "\n")
+    )
+
+
+def test_a_variable_that_kills_its_pickler_is_left_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "variables")
+    interpreter(
+        f"""
+        import os
+        class Deadly:
+            def __reduce__(self): os._exit(1)
+        report = rehydrate.dump({{"a": 1, "deadly": Deadly(), "b": 2}}, {path!r})
+        assert report.carried == ("a", "b")
+        assert [name for name, _ in report.left_out] == ["deadly"]
+        report = rehydrate.dump({{"deadly": Deadly()}}, {path!r})
+        assert not report.carried
+        assert rehydrate.dump({{}}, {path!r}) == rehydrate.Report((), ())
     """.replace("\n        ", "\n")
     )
 
