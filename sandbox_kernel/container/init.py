@@ -66,6 +66,7 @@ class Init:
         packet.close()
         self._verbs: dict[str, Callable[[control.Packet], None]] = {
             "boot": self._boot,
+            "builder": self._start_builder,
             "build": self._build,
             "graft": self._graft,
             "gate": self._announce,
@@ -152,9 +153,17 @@ class Init:
         except OSError:
             os._exit(0)
 
+    def _start_builder(self, packet: control.Packet) -> None:
+        """Start a new builder: the one before was killed with the cell that it built for."""
+        self._builder.close()
+        self._builder = builder.start(packet.fds[0])
+
     def _build(self, packet: control.Packet) -> None:
         spec = self._layers.next_root(packet.body["layer"])
-        builder.ask(self._builder, spec, packet.body["hostname"])
+        try:
+            builder.ask(self._builder, spec, packet.body["hostname"])
+        except OSError:
+            return  # it is dead, which the kernel learns by the end of its channel
 
     def _graft(self, packet: control.Packet) -> None:
         """Move the root of one mount namespace into another one, whose processes go on in it."""

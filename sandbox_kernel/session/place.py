@@ -9,7 +9,7 @@ import secrets
 import socket
 
 from sandbox_kernel.container import control
-from sandbox_kernel.errors import HostError, LaunchError, SessionLost
+from sandbox_kernel.errors import GuestGone, HostError, LaunchError, SessionLost
 from sandbox_kernel.linux.cgroup import Cgroup
 from sandbox_kernel.session.supervisor import Supervisor
 
@@ -81,10 +81,17 @@ class Builder:
         self._next_layer = 1
         self._places: list[Place] = []
         self._lock = asyncio.Lock()
+        self._readable = asyncio.Event()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def close(self) -> None:
         """Close the channel, and every place that is still open."""
+        self._closed = True
+        if self._loop is not None and not self._loop.is_closed() and self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
+        self._readable.set()  # whoever waits finds it closed
         for place in self._places:
             place.close()
 
@@ -108,6 +115,27 @@ class Builder:
             return place
 
     async def _construct(self, place: Place, cgroup: Cgroup) -> list[int]:
+        """Have the builder build; if it died, with a cell that was killed, have a new one do so."""
+        try:
+            return await self._try(place, cgroup)
+        except GuestGone:
+            self._renew()
+            return await self._try(place, cgroup)
+
+    def _renew(self) -> None:
+        """Have init start a new builder."""
+        if self._closed:
+            raise SessionLost("the session was closed")
+        if self._loop is not None:
+            self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        self._sock, theirs = control.pair()
+        self._sock.setblocking(False)
+        self._pid = None
+        with theirs:
+            self._supervisor.send({"op": "builder"}, (theirs.fileno(),))
+
+    async def _try(self, place: Place, cgroup: Cgroup) -> list[int]:
         if self._pid is None:
             self._pid = (await self._next()).pid
         if self._pid is None:
@@ -120,7 +148,7 @@ class Builder:
             packet = await self._next()
             self._home.add(self._pid)
         except ProcessLookupError as error:
-            raise SessionLost("the builder of containers died") from error
+            raise GuestGone("the builder of containers died") from error
         except HostError as error:
             raise LaunchError("put the builder into the cell's cgroup", str(error)) from error
         if packet.op == "failed":
@@ -130,11 +158,11 @@ class Builder:
     async def _next(self) -> control.Packet:
         if self._sock.fileno() < 0:
             raise SessionLost("the session was closed")
-        loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        loop.add_reader(self._sock.fileno(), ready.set)
+        self._loop = asyncio.get_running_loop()
+        self._readable.clear()
+        self._loop.add_reader(self._sock.fileno(), self._readable.set)
         try:
-            await asyncio.wait_for(ready.wait(), BUILD_TIMEOUT_S)
+            await asyncio.wait_for(self._readable.wait(), BUILD_TIMEOUT_S)
             packet = control.receive(self._sock)
         except TimeoutError:
             raise LaunchError("build a container", f"no end after {BUILD_TIMEOUT_S:g} s") from None
@@ -142,7 +170,7 @@ class Builder:
             raise SessionLost("the session was closed") from error
         finally:
             if self._sock.fileno() >= 0:
-                loop.remove_reader(self._sock.fileno())
+                self._loop.remove_reader(self._sock.fileno())
         if packet is None:
-            raise SessionLost("the builder of containers died")
+            raise GuestGone("the builder of containers died")
         return packet

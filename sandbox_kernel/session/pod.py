@@ -56,6 +56,7 @@ class Pod:
         self._cgroups = contextlib.ExitStack()
         self._forked: dict[int, Guest] = {}
         self._fork_number = 0
+        self._booted_once = False
         self._guests: list[Guest] = []
         self._closed = False
         self._disk_bytes = spec.limits.disk_bytes
@@ -93,6 +94,7 @@ class Pod:
     async def boot(self, on_lost: Callable[[], None]) -> Guest:
         """Give the first head, once init and it are up; raises LaunchError, SessionLost."""
         self.supervisor.attach(on_lost)
+        self._booted_once = True
         head = self._guest(self._started.head)
         return await self._booted(head, self.supervisor.expect("started"), layer=0)
 
@@ -314,7 +316,8 @@ class Pod:
             return
         self._closed = True
         self.supervisor.close()
-        self._started.head.close()  # its guest has it, if it came to that
+        if not self._booted_once:  # else a guest has the socket, and closes it
+            self._started.head.close()
         for guest in self._guests:
             guest.close()
         # The channel's end ends init, and with it everything; this is for an init that hangs.

@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from sandbox_kernel.errors import ProtocolError, SessionLost
+from sandbox_kernel.errors import ProtocolError, SandboxError, SessionLost
 from sandbox_kernel.model import (
     CellResult,
     CommMessage,
@@ -262,9 +262,12 @@ class Session:
         was_resident = self._resident is not None
         try:
             verdict = await cell.run(body, buffers)
-            if self._pod.failure is not None:
-                raise self._pod.failure
             usage = await self._conclude(prepared, cell, verdict)
+        except SandboxError as error:
+            # The pod may have died in between: that is what counts, not what followed from it.
+            if (failure := self._pod.failure) is not None and failure is not error:
+                raise failure from error
+            raise
         finally:
             self._cell = self._running = None
         self._prepare()

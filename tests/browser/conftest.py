@@ -20,8 +20,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Server]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     """Give the distribution's Chromium."""
+    if lab.CHROMIUM is None:
+        required = set(request.config.getoption("--require").split(","))
+        (pytest.fail if required & {"all", "chromium"} else pytest.skip)("there is no chromium")
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=lab.CHROMIUM, args=lab.FLAGS)
 

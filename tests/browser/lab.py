@@ -1,10 +1,11 @@
-"""JupyterLab as a user has it: a server of its own, and one notebook in a page of a real browser."""
+"""JupyterLab as a user has it: a server of its own, and a notebook in a page of a browser."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tests.kernel import traces
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -122,8 +123,9 @@ def serve(base: Path) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}", token, folder, process.pid)
     try:
-        up = leaks.until(lambda: process.poll() is not None or _answers(server), TIMEOUT_S)
-        assert up and process.poll() is None, log.read_text(encoding="utf-8")
+        up = leaks.until(lambda: _ended(process) or _answers(server), TIMEOUT_S)
+        up = up and not _ended(process)
+        assert up, log.read_text(encoding="utf-8")
         yield server
     finally:
         noted = [traces.Traces.of(pid) for pid in server.kernels()]
@@ -134,6 +136,10 @@ def serve(base: Path) -> Iterator[Server]:
             process.kill()
         for kernel in noted:
             kernel.assert_dead()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
 
 
 def _answers(server: Server) -> bool:
@@ -219,6 +225,15 @@ def open_notebook(page: Page, server: Server, name: str) -> Notebook:
     page.goto(server.address(f"/doc/tree/{name}.ipynb"))
     wait_until_idle(page)
     return Notebook(page)
+
+
+def comes(locator: Locator, *, within_s: float) -> bool:
+    """Tell whether something can be seen within a time."""
+    try:
+        expect(locator).to_be_visible(timeout=1000 * within_s)
+    except AssertionError:
+        return False
+    return True
 
 
 def wait_until_idle(page: Page) -> None:

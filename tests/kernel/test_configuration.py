@@ -84,7 +84,7 @@ def test_a_configuration_file(start: Start, jupyter: Path) -> None:
         limits = start(wall_time="8s").ok("pass").figures["limits"]
         assert (limits["memory_bytes"], limits["wall_time_s"]) == (96 << 20, 8)
         file.write_text("{broken")
-        refused(start(), "ConfigError", file.name)
+        refused(start(), "ConfigError", file.stem)
     finally:
         file.unlink()
 

@@ -1,4 +1,4 @@
-"""Whole notebooks through Jupyter's ordinary tools: nbclient, nbconvert, and `sandbox-kernel run`."""
+"""Whole notebooks by ordinary tools: nbclient, nbconvert, and `sandbox-kernel run`."""
 
 from __future__ import annotations
 

@@ -109,18 +109,16 @@ def test_an_inspection_that_crashes_is_thrown_away(kernel: Live) -> None:
 
 
 def test_the_next_question_after_a_bad_one_is_answered(kernel: Live) -> None:
-    kernel.ok(
-        "class Bad:\n    def __dir__(self):\n        import os; os._exit(1)\nbad = Bad(); nice_name = 1"
-    )
+    kernel.ok("class Bad:\n    def __dir__(self):\n        import os; os._exit(1)")
+    kernel.ok("bad = Bad(); nice_name = 1")
     complete(kernel, "bad.a")
     assert complete(kernel, "nice_n") == ["nice_name"]
 
 
 def test_questions_in_the_resident_mode(start: Callable[..., Live]) -> None:
     kernel = start()
-    kernel.ok(
-        "import threading; done = threading.Event(); t = threading.Thread(target=done.wait); t.start()"
-    )
+    kernel.ok("import threading; done = threading.Event()")
+    kernel.ok("t = threading.Thread(target=done.wait); t.start()")
     assert kernel.ok("a_long_name = 1").figures["resident"] is True
     assert complete(kernel, "a_lo") == ["a_long_name"]
     assert "int" in inspect(kernel, "a_long_name")

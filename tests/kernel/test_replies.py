@@ -258,6 +258,8 @@ def test_the_kernel_answers_under_a_flood(kernel: Live) -> None:
 
 @pytest.mark.parametrize("bad", ["1/0", "import os; os._exit(1)", "%%sandbox memory=0\n1"])
 def test_an_error_aborts_what_is_queued(kernel: Live, bad: str) -> None:
+    # What has not arrived when the error comes is not queued, so there is a cell before it.
+    kernel.send("import time; time.sleep(0.5)")
     ids = [kernel.send(code) for code in (bad, "print('never')", "print('never')")]
     failed, *rest = [kernel.result(msg_id) for msg_id in ids]
     assert failed.status == "error"
@@ -288,7 +290,7 @@ def test_counts(kernel: Live) -> None:
     assert ran.content["execution_count"] == first + 4
     assert ran.of("execute_input")[0]["execution_count"] == first + 4
     assert ran.of("execute_result")[0]["execution_count"] == first + 4
-    assert kernel.value(f"Out[{first + 1}], In[{first + 4}]") == "(2, \"'five'\")"
+    assert eval(kernel.value(f"Out[{first + 4}], In[{first + 4}]")) == ("five", "'five'")
 
 
 def test_silent_runs_without_a_trace(kernel: Live) -> None:
