@@ -63,6 +63,8 @@ class Guest:
         self._link = link
         self._requests = requests
         self._children: dict[int, int] = {}
+        self._files: dict[int, str] = {}
+        """Where open files were at the end of the cell; in another root Linux cannot tell."""
         self._place = _current_folder()
         self._parked = True
         self._pid = os.getpid()
@@ -150,7 +152,7 @@ class Guest:
 
     def _settle(self) -> list[str]:
         """Reopen files and return to the working folder, both by path in the new root."""
-        notes: list[str] = files.reopen(keep=frozenset((LINK_FD,)))
+        notes = files.reopen(frozenset((LINK_FD,)), self._files)
         try:
             os.chdir(self._place)
         except OSError:
@@ -209,6 +211,7 @@ class Guest:
     def _answer_of(self, reply: dict[str, Any]) -> dict[str, Any]:
         limit_open_files(None)
         left = threads.quiesce()
+        self._files = files.places(frozenset((LINK_FD,)))
         return {
             "op": "done",
             "reply": _plain(reply),

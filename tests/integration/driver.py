@@ -68,7 +68,9 @@ class Ran:
 
     def said(self) -> str:
         """Say all there is, for the message of a failed assertion."""
-        return f"{replace(self.result, reply={})}\n{self.trace}\n{plain(self.text('stderr'))[-3000:]}"
+        return (
+            f"{replace(self.result, reply={})}\n{self.trace}\n{plain(self.text('stderr'))[-3000:]}"
+        )
 
 
 @dataclass

@@ -23,7 +23,9 @@ NEW_EACH_CELL = ("mnt", "net", "ipc", "uts", "cgroup")
 OF_THE_SESSION = ("user", "pid")
 
 READ_NAMESPACES = "__import__('os').readlink('/proc/self/ns/{}')"
-STATUS = "dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines())[{!r}].strip()"
+STATUS = (
+    "dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines())[{!r}].strip()"
+)
 
 
 async def namespaces(box: Driver) -> dict[str, str]:
@@ -179,7 +181,9 @@ async def test_mounts_name_no_place_of_the_host(box: Driver) -> None:
     assert not [t for t in targets if t.startswith(("/sys", "/b/", "/s/"))]
 
 
-@pytest.mark.parametrize("path", ["/usr/planted", "/usr/bin/planted", "/proc/sys/kernel/core_pattern"])
+@pytest.mark.parametrize(
+    "path", ["/usr/planted", "/usr/bin/planted", "/proc/sys/kernel/core_pattern"]
+)
 async def test_the_image_cannot_be_written(box: Driver, path: str) -> None:
     ran = await box.run(f"open({path!r}, 'w').write('x')")
     assert ran.result.reply["ename"] in ("PermissionError", "OSError"), ran.said()
@@ -247,7 +251,12 @@ async def test_signals_of_the_cell_itself(box: Driver) -> None:
     names = ("SIGTERM", "SIGHUP", "SIGCHLD", "SIGUSR1", "SIGALRM", "SIGQUIT")
     code = f"all(__import__('signal').getsignal(getattr(__import__('signal'), n)) == 0 for n in {names!r})"
     assert await box.value(code) is True
-    assert await box.value("__import__('signal').getsignal(2) is __import__('signal').default_int_handler") is True
+    assert (
+        await box.value(
+            "__import__('signal').getsignal(2) is __import__('signal').default_int_handler"
+        )
+        is True
+    )
 
 
 async def test_a_program_can_be_terminated(box: Driver) -> None:
@@ -258,7 +267,9 @@ async def test_a_program_can_be_terminated(box: Driver) -> None:
 
 
 async def test_a_multiprocessing_pool_can_be_terminated(box: Driver) -> None:
-    await box.ok("import multiprocessing as mp\np = mp.get_context('fork').Pool(2); p.terminate(); p.join()")
+    await box.ok(
+        "import multiprocessing as mp\np = mp.get_context('fork').Pool(2); p.terminate(); p.join()"
+    )
 
 
 # ---- nothing outlives a cell
@@ -286,7 +297,9 @@ __import__('time').sleep(0.05)""",
 
 
 @pytest.mark.parametrize("code", DAEMONS.values(), ids=DAEMONS)
-@pytest.mark.parametrize("end", ["", "\n1/0", "\nos.kill(os.getpid(), 9)"], ids=["ok", "error", "killed"])
+@pytest.mark.parametrize(
+    "end", ["", "\n1/0", "\nos.kill(os.getpid(), 9)"], ids=["ok", "error", "killed"]
+)
 async def test_nothing_outlives_the_cell_that_started_it(box: Driver, code: str, end: str) -> None:
     mark = f"1{time.time_ns()}"
     before = await box.value("1")

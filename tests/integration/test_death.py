@@ -69,7 +69,12 @@ def victim(tmp_path: Path, code: str = BUSY) -> Iterator[Victim]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "TMPDIR": str(temporary),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         start_new_session=True,
     )
     assert process.stdout is not None

@@ -54,13 +54,17 @@ async def test_the_traceback_shows_the_line(box: Driver) -> None:
 
 
 async def test_a_caught_interrupt_is_the_cells_affair(box: Driver) -> None:
-    ran = await box.interrupted("import time\ntry:\n    print('up'); time.sleep(100)\nexcept KeyboardInterrupt: print('caught')")
+    ran = await box.interrupted(
+        "import time\ntry:\n    print('up'); time.sleep(100)\nexcept KeyboardInterrupt: print('caught')"
+    )
     assert ran.outcome is Outcome.OK, ran.said()
     assert ran.text().endswith("caught\n")
 
 
 async def test_cleanup_runs(box: Driver) -> None:
-    ran = await box.interrupted("import time\ntry:\n    print('up'); time.sleep(100)\nfinally: cleaned = True")
+    ran = await box.interrupted(
+        "import time\ntry:\n    print('up'); time.sleep(100)\nfinally: cleaned = True"
+    )
     assert ran.outcome is Outcome.INTERRUPTED
     assert await box.value("cleaned") is True
 
@@ -73,14 +77,23 @@ async def test_an_error_of_ones_own_is_no_interrupt(box: Driver) -> None:
 # The print may be what is interrupted: that alone must not end these cells.
 UP = "try: print('up')\nexcept KeyboardInterrupt: pass\n"
 DEAF = {
-    "ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + UP + "while True: pass",
-    "swallowed": UP + "while True:\n    try:\n        while True: sum(range(100))\n    except KeyboardInterrupt: pass",
-    "blocked": "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\n" + UP + "while True: time.sleep(1)",
+    "ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    + UP
+    + "while True: pass",
+    "swallowed": UP
+    + "while True:\n    try:\n        while True: sum(range(100))\n    except KeyboardInterrupt: pass",
+    "blocked": "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\n"
+    + UP
+    + "while True: time.sleep(1)",
     "in C": UP + "sum(range(10 ** 12))",
-    "own handler": "import signal; signal.signal(signal.SIGINT, lambda *a: None)\n" + UP + "while True: pass",
+    "own handler": "import signal; signal.signal(signal.SIGINT, lambda *a: None)\n"
+    + UP
+    + "while True: pass",
     "stopped": "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\nprint('up'); os.kill(os.getpid(), 19)",
     # Stock ipykernel cancels the task only, which takes effect when it next awaits something.
-    "coroutine that never awaits": "async def spin():\n    " + UP.replace("\n", "\n    ") + "while True: pass\nawait spin()",
+    "coroutine that never awaits": "async def spin():\n    "
+    + UP.replace("\n", "\n    ")
+    + "while True: pass\nawait spin()",
 }
 
 

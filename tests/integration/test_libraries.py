@@ -49,9 +49,9 @@ LIBRARIES = {
         ("pandas", "pyarrow"),
     ),
     "polars": Library(
-        "import polars as pl\ndf = pl.DataFrame({'k': [i % 7 for i in range(100000)], 'v': range(100000)})\n"
-        "g = df.lazy().group_by('k').agg(pl.col('v').sum()).sort('k').collect()",
-        "(df.lazy().group_by('k').agg(pl.col('v').sum()).sort('k').collect().equals(g), df['v'].sum(), df.sort('v', descending=True)['v'][0])",
+        "import polars as pl\nframe = pl.DataFrame({'k': [i % 7 for i in range(100000)], 'v': range(100000)})\n"
+        "g = frame.lazy().group_by('k').agg(pl.col('v').sum()).sort('k').collect()",
+        "(frame.lazy().group_by('k').agg(pl.col('v').sum()).sort('k').collect().equals(g), frame['v'].sum(), frame.sort('v', descending=True)['v'][0])",
         (True, 4999950000, 99999),
         ("polars",),
     ),
@@ -146,7 +146,9 @@ async def test_killed_while_it_is_used(fresh: Driver, name: str) -> None:
     assert await fresh.value(lib.again, timeout_s=CELL_TIMEOUT_S) == lib.result
     ran = await fresh.run(f"marker = 'lost'; {lib.again}\n{KILL}", timeout_s=CELL_TIMEOUT_S)
     assert (ran.outcome, ran.result.signal) == (Outcome.CRASHED, 9), ran.said()
-    ran = await fresh.run(f"print(repr({lib.again}))\nassert marker == 'kept'", timeout_s=CELL_TIMEOUT_S)
+    ran = await fresh.run(
+        f"print(repr({lib.again}))\nassert marker == 'kept'", timeout_s=CELL_TIMEOUT_S
+    )
     assert ran.outcome is Outcome.OK, ran.said()
     assert ran.text() == f"{lib.result!r}\n"
 
@@ -172,7 +174,10 @@ async def test_all_in_one_session(fresh: Driver) -> None:
         assert await fresh.value(library(name).again, timeout_s=CELL_TIMEOUT_S) is not None
 
 
-@pytest.mark.parametrize("name", ["numpy", "KMeans", "duckdb", "pyarrow", "joblib's processes", "idle ThreadPoolExecutor"])
+@pytest.mark.parametrize(
+    "name",
+    ["numpy", "KMeans", "duckdb", "pyarrow", "joblib's processes", "idle ThreadPoolExecutor"],
+)
 async def test_it_does_not_make_the_session_resident(fresh: Driver, name: str) -> None:
     lib = library(name)
     await fresh.ok(lib.first, timeout_s=CELL_TIMEOUT_S)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from sandbox_kernel.model import CommMessage, Event, InputRequest, Message, Outcome, Stream
@@ -64,7 +62,12 @@ async def test_order_on_one_stream_from_python_c_and_programs(box: Driver) -> No
 
 
 async def test_puts_of_c_is_shown(box: Driver) -> None:
-    assert await box.ok("import ctypes; c = ctypes.CDLL(None); c.puts(b'from C'); c.fflush(None); None") == "from C\n"
+    assert (
+        await box.ok(
+            "import ctypes; c = ctypes.CDLL(None); c.puts(b'from C'); c.fflush(None); None"
+        )
+        == "from C\n"
+    )
 
 
 async def test_what_c_holds_back_is_shown_by_the_end_of_the_cell(box: Driver) -> None:
@@ -83,7 +86,11 @@ async def test_a_program_and_python_on_both_streams(box: Driver) -> None:
         "import os, sys\nprint('one'); os.system('echo two'); print('three', file=sys.stderr)\n"
         "os.system('echo four >&2'); print('five')"
     )
-    assert in_order(ran) == [("stdout", "one\ntwo\n"), ("stderr", "three\nfour\n"), ("stdout", "five\n")]
+    assert in_order(ran) == [
+        ("stdout", "one\ntwo\n"),
+        ("stderr", "three\nfour\n"),
+        ("stdout", "five\n"),
+    ]
 
 
 async def test_output_of_a_thread_and_of_a_fork(box: Driver) -> None:
@@ -95,7 +102,9 @@ async def test_output_of_a_thread_and_of_a_fork(box: Driver) -> None:
 
 
 async def test_logging_and_warnings(box: Driver) -> None:
-    ran = await box.run("import logging, warnings\nlogging.warning('logged'); warnings.warn('warned')")
+    ran = await box.run(
+        "import logging, warnings\nlogging.warning('logged'); warnings.warn('warned')"
+    )
     assert "WARNING:root:logged\n" in ran.text("stderr")
     assert "UserWarning: warned" in ran.text("stderr")
 
@@ -124,7 +133,9 @@ async def test_output_comes_while_the_cell_runs(box: Driver, code: str) -> None:
 
 
 async def test_output_of_a_program_that_runs_on(box: Driver) -> None:
-    ran = await box.interrupted("import subprocess; subprocess.run('echo up; sleep 60', shell=True)")
+    ran = await box.interrupted(
+        "import subprocess; subprocess.run('echo up; sleep 60', shell=True)"
+    )
     assert ran.outcome is Outcome.INTERRUPTED, ran.said()
     assert ran.text() == "up\n"
 
@@ -174,18 +185,28 @@ async def test_what_is_no_text(box: Driver) -> None:
 async def test_closed_and_replaced_streams(box: Driver) -> None:
     await box.ok("import os, sys; sys.stdout.close(); os.close(1)")
     assert await box.ok("print('again')") == "again\n"
-    assert await box.ok("import io, sys; old, sys.stdout = sys.stdout, io.StringIO(); print('hidden')") == ""
+    assert (
+        await box.ok("import io, sys; old, sys.stdout = sys.stdout, io.StringIO(); print('hidden')")
+        == ""
+    )
     assert await box.ok("sys.stdout = old; print('shown')") == "shown\n"
 
 
 async def test_redirect_and_capture(box: Driver) -> None:
-    assert await box.ok("import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as s: print('x')\nprint(repr(s.getvalue()))") == "'x\\n'\n"
+    assert (
+        await box.ok(
+            "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as s: print('x')\nprint(repr(s.getvalue()))"
+        )
+        == "'x\\n'\n"
+    )
     assert await box.ok("%%capture caught\nprint('kept')") == ""
     assert await box.value("caught.stdout") == "kept\n"
 
 
 async def test_dup2_of_the_user(box: Driver) -> None:
-    await box.ok("import os; keep = os.dup(1); n = os.open('/dev/null', os.O_WRONLY); os.dup2(n, 1)")
+    await box.ok(
+        "import os; keep = os.dup(1); n = os.open('/dev/null', os.O_WRONLY); os.dup2(n, 1)"
+    )
     assert await box.ok("print('a new cell, a new pipe')") == "a new cell, a new pipe\n"
 
 
@@ -193,7 +214,9 @@ async def test_dup2_of_the_user(box: Driver) -> None:
 
 
 async def test_rich_display(box: Driver) -> None:
-    ran = await box.run("from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'), metadata={'k': 1})\nHTML('<i>y</i>')")
+    ran = await box.run(
+        "from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'), metadata={'k': 1})\nHTML('<i>y</i>')"
+    )
     shown, result = ran.messages("display_data")[0], ran.messages("execute_result")[0]
     assert shown.content["data"]["text/html"] == "<b>x</b>"
     assert shown.content["metadata"] == {"k": 1}
@@ -202,7 +225,9 @@ async def test_rich_display(box: Driver) -> None:
 
 
 async def test_update_display_over_two_cells(box: Driver) -> None:
-    ran = await box.run("from IPython.display import display; h = display('one', display_id='the-id')")
+    ran = await box.run(
+        "from IPython.display import display; h = display('one', display_id='the-id')"
+    )
     assert ran.messages("display_data")[0].content["transient"] == {"display_id": "the-id"}
     ran = await box.run("h.update('two')")
     update = ran.messages("update_display_data")[0].content
@@ -211,7 +236,9 @@ async def test_update_display_over_two_cells(box: Driver) -> None:
 
 
 async def test_clear_output(box: Driver) -> None:
-    ran = await box.run("from IPython.display import clear_output\nprint('a'); clear_output(wait=True); print('b')")
+    ran = await box.run(
+        "from IPython.display import clear_output\nprint('a'); clear_output(wait=True); print('b')"
+    )
     assert [kind for kind, _ in in_order(ran)] == ["stdout", "clear_output", "stdout"]
     assert ran.messages("clear_output")[0].content == {"wait": True}
 
@@ -234,7 +261,9 @@ async def test_pager(box: Driver) -> None:
 
 
 async def test_comms_and_buffers(box: Driver) -> None:
-    ran = await box.run("from comm import create_comm\nc = create_comm(target_name='t', data={'a': 1}, buffers=[b'raw'])\nc.send({'b': 2})")
+    ran = await box.run(
+        "from comm import create_comm\nc = create_comm(target_name='t', data={'a': 1}, buffers=[b'raw'])\nc.send({'b': 2})"
+    )
     opened, sent = ran.messages("comm_open")[0], ran.messages("comm_msg")[0]
     assert opened.content["target_name"] == "t"
     assert opened.content["data"] == {"a": 1}
@@ -246,7 +275,9 @@ async def test_comms_and_buffers(box: Driver) -> None:
 
 
 async def test_a_comm_message_changes_the_state(box: Driver) -> None:
-    ran = await box.run("from comm import create_comm\ngot = []\nc = create_comm(target_name='t'); c.on_msg(lambda m: got.append(m['content']['data']))")
+    ran = await box.run(
+        "from comm import create_comm\ngot = []\nc = create_comm(target_name='t'); c.on_msg(lambda m: got.append(m['content']['data']))"
+    )
     comm_id = ran.messages("comm_open")[0].content["comm_id"]
     events: list[Event] = []
     message = CommMessage("comm_msg", {"comm_id": comm_id, "data": {"x": 7}})
@@ -278,7 +309,9 @@ async def test_input(box: Driver) -> None:
 
 
 async def test_getpass(box: Driver) -> None:
-    ran, asked = await ask(box, "import getpass; p = getpass.getpass('secret: '); print(len(p))", "hush")
+    ran, asked = await ask(
+        box, "import getpass; p = getpass.getpass('secret: '); print(len(p))", "hush"
+    )
     assert asked == [InputRequest("secret: ", password=True)]
     assert ran.text() == "4\n"
 
@@ -313,7 +346,7 @@ async def test_lengths_of_answers(box: Driver, length: int) -> None:
 
 async def test_big_messages(box: Driver) -> None:
     size = 4 << 20
-    ran = await box.run(f"from IPython.display import display; display({{'text/plain': 'x' * {size}}}, raw=True)")
+    ran = await box.run(
+        f"from IPython.display import display; display({{'text/plain': 'x' * {size}}}, raw=True)"
+    )
     assert len(ran.messages("display_data")[0].content["data"]["text/plain"]) == size
-
-

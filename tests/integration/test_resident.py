@@ -55,7 +55,12 @@ async def test_the_thread_runs_on_between_cells(fresh: Driver) -> None:
 
 async def test_it_is_the_same_process_with_another_container(fresh: Driver) -> None:
     await go_resident(fresh)
-    runs = [await fresh.run("import os; print(os.getpid(), os.readlink('/proc/self/ns/pid'), open('/proc/self/cgroup').read())") for _ in range(3)]
+    runs = [
+        await fresh.run(
+            "import os; print(os.getpid(), os.readlink('/proc/self/ns/pid'), open('/proc/self/cgroup').read())"
+        )
+        for _ in range(3)
+    ]
     assert len({ran.text().split()[0] for ran in runs}) == 1
     assert len({ran.result.container_id for ran in runs}) == 3
 
@@ -75,13 +80,24 @@ async def test_when_the_thread_ends_the_session_is_as_any_other(fresh: Driver) -
 
 async def test_memory_and_files_roll_back(fresh: Driver) -> None:
     await go_resident(fresh)
-    await fresh.ok("open('f', 'w').write('one'); x.append(2); w = open('w', 'w'); w.write('a'); w.flush()")
-    ran = await fresh.run(
-        "open('f', 'w').write('two'); open('g', 'w').close(); x.append(3); w.write('b'); w.flush()\n" + KILL
+    await fresh.ok(
+        "open('f', 'w').write('one'); x.append(2); w = open('w', 'w'); w.write('a'); w.flush()"
     )
-    assert (ran.outcome, ran.result.signal, ran.result.committed) == (Outcome.CRASHED, 9, False), ran.said()
+    ran = await fresh.run(
+        "open('f', 'w').write('two'); open('g', 'w').close(); x.append(3); w.write('b'); w.flush()\n"
+        + KILL
+    )
+    assert (ran.outcome, ran.result.signal, ran.result.committed) == (Outcome.CRASHED, 9, False), (
+        ran.said()
+    )
     assert ran.result.resident
-    assert await fresh.value("(x, open('f').read(), os.path.exists('g'), w.tell(), n > 0)") == ([1, 2], "one", False, 1, True)
+    assert await fresh.value("(x, open('f').read(), os.path.exists('g'), w.tell(), n > 0)") == (
+        [1, 2],
+        "one",
+        False,
+        1,
+        True,
+    )
     await fresh.ok("w.write('c'); w.close()")
     assert await fresh.value("open('w').read()") == "ac"
 
@@ -132,7 +148,9 @@ async def test_interrupt(fresh: Driver) -> None:
 
 async def test_a_deaf_cell_is_killed(fresh: Driver) -> None:
     await go_resident(fresh)
-    ran = await fresh.interrupted("x.append(2); import signal; signal.signal(2, signal.SIG_IGN); print('up')\nwhile True: pass")
+    ran = await fresh.interrupted(
+        "x.append(2); import signal; signal.signal(2, signal.SIG_IGN); print('up')\nwhile True: pass"
+    )
     assert (ran.outcome, ran.result.committed) == (Outcome.INTERRUPTED, False), ran.said()
     assert await fresh.value("x") == [1]
 
@@ -153,7 +171,9 @@ async def test_many_deaths(fresh: Driver) -> None:
 async def test_cpu_time_is_that_of_the_cell(fresh: Driver) -> None:
     await go_resident(fresh)
     for _ in range(4):
-        ran = await fresh.run("c = time.process_time()\nwhile time.process_time() - c < 0.25: pass", cpu_time_s=0.5)
+        ran = await fresh.run(
+            "c = time.process_time()\nwhile time.process_time() - c < 0.25: pass", cpu_time_s=0.5
+        )
         assert ran.outcome is Outcome.OK, ran.said()
         assert 0.2 < ran.result.usage.cpu_s < 0.5
 
@@ -182,7 +202,9 @@ async def test_output_and_processes_and_files(fresh: Driver) -> None:
 async def test_children_do_not_outlive_the_cell(fresh: Driver) -> None:
     await go_resident(fresh)
     mark = "1357913579"
-    ran = await fresh.run(f"import subprocess; p = subprocess.Popen(['sleep', '{mark}'], start_new_session=True)")
+    ran = await fresh.run(
+        f"import subprocess; p = subprocess.Popen(['sleep', '{mark}'], start_new_session=True)"
+    )
     assert leaks.with_argument(mark) == []
     assert ran.outcome is Outcome.OK, ran.said()
     assert await fresh.value("p.wait(5) is not None") is True
@@ -217,7 +239,9 @@ async def test_questions_leave_the_thread_alone(fresh: Driver) -> None:
 
 async def test_a_thread_that_crashes_between_two_cells(fresh: Driver) -> None:
     await fresh.ok("import os, threading; x = [1]; go = threading.Event()")
-    await fresh.ok("x.append(2); threading.Thread(target=lambda: (go.wait(), os._exit(1)), daemon=True).start()")
+    await fresh.ok(
+        "x.append(2); threading.Thread(target=lambda: (go.wait(), os._exit(1)), daemon=True).start()"
+    )
     ran = await fresh.run("x.append(3); threading.Timer(0.05, go.set).start()")
     assert ran.outcome is Outcome.OK, ran.said()
     resident = fresh.session._resident
@@ -230,7 +254,9 @@ async def test_a_thread_that_crashes_between_two_cells(fresh: Driver) -> None:
 
 
 async def test_a_thread_that_floods_between_two_cells(fresh: Driver) -> None:
-    await fresh.ok("import os, threading\ndef flood():\n    while True: os.write(1, b'x' * 65536)\nthreading.Thread(target=flood, daemon=True).start()")
+    await fresh.ok(
+        "import os, threading\ndef flood():\n    while True: os.write(1, b'x' * 65536)\nthreading.Thread(target=flood, daemon=True).start()"
+    )
     ran = await fresh.run("print('mine')", output_bytes=1 * MIB)
     assert ran.outcome is Outcome.OK, ran.said()
     ran = await fresh.run("1", output_bytes=1 * MIB)
@@ -238,7 +264,9 @@ async def test_a_thread_that_floods_between_two_cells(fresh: Driver) -> None:
 
 
 async def test_a_thread_that_spins_between_two_cells_is_held_back(fresh: Driver) -> None:
-    await fresh.ok("import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()")
+    await fresh.ok(
+        "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()"
+    )
     for _ in range(3):
         assert await fresh.value("6 * 7") == 42
 
@@ -248,4 +276,6 @@ async def test_deep(fresh: Driver) -> None:
     await fresh.ok("deep = 0")
     for _ in range(30):
         await fresh.ok("deep += 1; open(f'd{deep}', 'w').write('x')")
-    assert await fresh.value("(deep, len([f for f in os.listdir('.') if f.startswith('d')]), t.is_alive())") == (30, 30, True)
+    assert await fresh.value(
+        "(deep, len([f for f in os.listdir('.') if f.startswith('d')]), t.is_alive())"
+    ) == (30, 30, True)

@@ -32,7 +32,10 @@ CARRIED: dict[str, tuple[list[str], str]] = {
     "shared object": (["l = []; m = [l, l]", "l.append(1)"], "m == [[1], [1]] and m[0] is l"),
     "function": (["def f(x): return x + k", "k = 2"], "f(1) == 3"),
     "closure": (
-        ["def make():\n    n = 0\n    def inc():\n        nonlocal n; n += 1; return n\n    return inc\ninc = make(); inc()", "inc()"],
+        [
+            "def make():\n    n = 0\n    def inc():\n        nonlocal n; n += 1; return n\n    return inc\ninc = make(); inc()",
+            "inc()",
+        ],
         "inc() == 3",
     ),
     "lambda": (["sq = lambda x: x * x"], "sq(7) == 49"),
@@ -50,40 +53,116 @@ CARRIED: dict[str, tuple[list[str], str]] = {
     ),
     "generator": (["g = (i for i in range(10)); next(g)", "next(g), next(g)"], "next(g) == 3"),
     "generator with finally": (
-        ["def gen():\n    try:\n        yield 1\n        yield 2\n    finally: log.append('end')\nlog = []; h = gen(); next(h)", "next(h)", "h.close()"],
+        [
+            "def gen():\n    try:\n        yield 1\n        yield 2\n    finally: log.append('end')\nlog = []; h = gen(); next(h)",
+            "next(h)",
+            "h.close()",
+        ],
         "log == ['end']",
     ),
-    "iterators": (["it = iter('abcdef'); next(it)", "z = zip(it, it); next(z)"], "next(z) == ('d', 'e')"),
-    "exception kept": (["try:\n    1/0\nexcept Exception as e: err = e", "pass"], "err.__traceback__.tb_lineno == 2"),
+    "iterators": (
+        ["it = iter('abcdef'); next(it)", "z = zip(it, it); next(z)"],
+        "next(z) == ('d', 'e')",
+    ),
+    "exception kept": (
+        ["try:\n    1/0\nexcept Exception as e: err = e", "pass"],
+        "err.__traceback__.tb_lineno == 2",
+    ),
     "environment": (["import os; os.environ['SPAM'] = 'eggs'"], "os.environ['SPAM'] == 'eggs'"),
     "environment of programs": (
         ["import os, subprocess; os.environ['SPAM'] = 'ham'"],
         "subprocess.getoutput('echo $SPAM') == 'ham'",
     ),
-    "environment removed": (["os.environ['GONE'] = '1'", "del os.environ['GONE']"], "'GONE' not in os.environ"),
-    "folder": (["import os; os.mkdir('sub'); os.chdir('sub')", "open('f', 'w').close()"], "os.listdir('/workspace/sub') == ['f'] and os.getcwd() == '/workspace/sub'"),
+    "environment removed": (
+        ["os.environ['GONE'] = '1'", "del os.environ['GONE']"],
+        "'GONE' not in os.environ",
+    ),
+    "folder": (
+        ["import os; os.mkdir('sub'); os.chdir('sub')", "open('f', 'w').close()"],
+        "os.listdir('/workspace/sub') == ['f'] and os.getcwd() == '/workspace/sub'",
+    ),
     "folder elsewhere": (["import os; os.chdir('/tmp')"], "os.getcwd() == '/tmp'"),
-    "umask": (["import os; old = os.umask(0o077)", "open('masked', 'w').close()"], "os.stat('masked').st_mode & 0o777 == 0o600 and os.umask(old) == 0o077"),
+    "umask": (
+        ["import os; old = os.umask(0o077)", "open('masked', 'w').close()"],
+        "os.stat('masked').st_mode & 0o777 == 0o600 and os.umask(old) == 0o077",
+    ),
     "signal handler": (
-        ["import signal, os; got = []\n_ = signal.signal(signal.SIGUSR1, lambda *a: got.append(1))", "os.kill(os.getpid(), signal.SIGUSR1)"],
+        [
+            "import signal, os; got = []\n_ = signal.signal(signal.SIGUSR1, lambda *a: got.append(1))",
+            "os.kill(os.getpid(), signal.SIGUSR1)",
+        ],
         "got == [1]",
     ),
-    "recursion limit": (["import sys; sys.setrecursionlimit(4321)"], "sys.getrecursionlimit() == 4321"),
-    "decimal context": (["import decimal; decimal.getcontext().prec = 5"], "str(decimal.Decimal(1) / 3) == '0.33333'"),
-    "context variable of a cell": (["import contextvars; cv = contextvars.ContextVar('cv', default=0); _ = cv.set(3)"], "cv.get() == 3"),
-    "numpy's print options": (["import numpy as np; np.set_printoptions(precision=2)"], "str(np.array([1.23456])) == '[1.23]'"),
-    "numpy's error state": (["import numpy as np; _ = np.seterr(divide='raise')"], "np.geterr()['divide'] == 'raise'"),
-    "context variable": (["import contextvars; v = contextvars.ContextVar('v', default=0)", "c = contextvars.copy_context(); c.run(v.set, 5)"], "c[v] == 5"),
+    "recursion limit": (
+        ["import sys; sys.setrecursionlimit(4321)"],
+        "sys.getrecursionlimit() == 4321",
+    ),
+    "decimal context": (
+        ["import decimal; decimal.getcontext().prec = 5"],
+        "str(decimal.Decimal(1) / 3) == '0.33333'",
+    ),
+    "context variable of a cell": (
+        ["import contextvars; cv = contextvars.ContextVar('cv', default=0); _ = cv.set(3)"],
+        "cv.get() == 3",
+    ),
+    "numpy's print options": (
+        ["import numpy as np; np.set_printoptions(precision=2)"],
+        "str(np.array([1.23456])) == '[1.23]'",
+    ),
+    "numpy's error state": (
+        ["import numpy as np; _ = np.seterr(divide='raise')"],
+        "np.geterr()['divide'] == 'raise'",
+    ),
+    "context variable": (
+        [
+            "import contextvars; v = contextvars.ContextVar('v', default=0)",
+            "c = contextvars.copy_context(); c.run(v.set, 5)",
+        ],
+        "c[v] == 5",
+    ),
     "weak reference": (["import weakref\nclass W: pass\nw = W(); r = weakref.ref(w)"], "r() is w"),
-    "lock held": (["import threading; lock = threading.Lock(); lock.acquire()"], "lock.locked() and not lock.acquire(blocking=False)"),
-    "pipe with data": (["import os; r, w = os.pipe(); os.write(w, b'abc')", "x = os.read(r, 1)"], "x == b'a' and os.read(r, 9) == b'bc'"),
-    "socket pair": (["import socket; s, t = socket.socketpair(); s.sendall(b'hi')"], "t.recv(9) == b'hi'"),
-    "bytes in memory": (["big = bytearray(100 << 20); big[12345678] = 7"], "len(big) == 100 << 20 and big[12345678] == 7"),
-    "anonymous map": (["import mmap; mm = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE); mm[0:3] = b'map'"], "mm[0:3] == b'map'"),
-    "sqlite in memory": (["import sqlite3; db = sqlite3.connect(':memory:'); _ = db.execute('create table t(x)')", "_ = db.execute('insert into t values (4)')"], "db.execute('select x from t').fetchall() == [(4,)]"),
-    "sqlite in a file": (["import sqlite3; fdb = sqlite3.connect('a.db'); _ = fdb.execute('create table t(x)')", "with fdb: _ = fdb.execute('insert into t values (4)')"], "fdb.execute('select x from t').fetchall() == [(4,)]"),
+    "lock held": (
+        ["import threading; lock = threading.Lock(); lock.acquire()"],
+        "lock.locked() and not lock.acquire(blocking=False)",
+    ),
+    "pipe with data": (
+        ["import os; r, w = os.pipe(); os.write(w, b'abc')", "x = os.read(r, 1)"],
+        "x == b'a' and os.read(r, 9) == b'bc'",
+    ),
+    "socket pair": (
+        ["import socket; s, t = socket.socketpair(); s.sendall(b'hi')"],
+        "t.recv(9) == b'hi'",
+    ),
+    "bytes in memory": (
+        ["big = bytearray(100 << 20); big[12345678] = 7"],
+        "len(big) == 100 << 20 and big[12345678] == 7",
+    ),
+    "anonymous map": (
+        ["import mmap; mm = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE); mm[0:3] = b'map'"],
+        "mm[0:3] == b'map'",
+    ),
+    "sqlite in memory": (
+        [
+            "import sqlite3; db = sqlite3.connect(':memory:'); _ = db.execute('create table t(x)')",
+            "_ = db.execute('insert into t values (4)')",
+        ],
+        "db.execute('select x from t').fetchall() == [(4,)]",
+    ),
+    "sqlite in a file": (
+        [
+            "import sqlite3; fdb = sqlite3.connect('a.db'); _ = fdb.execute('create table t(x)')",
+            "with fdb: _ = fdb.execute('insert into t values (4)')",
+        ],
+        "fdb.execute('select x from t').fetchall() == [(4,)]",
+    ),
     "IPython's history": (["6 * 7", "pass"], "_ == 42 or 42 in Out.values()"),
-    "C library's state": (["import ctypes; libc = ctypes.CDLL(None); libc.srand(5); p = [libc.rand() for _ in range(3)]; libc.srand(5); libc.rand()", "q = libc.rand()"], "q == p[1] and libc.rand() == p[2]"),
+    "C library's state": (
+        [
+            "import ctypes; libc = ctypes.CDLL(None); libc.srand(5); p = [libc.rand() for _ in range(3)]; libc.srand(5); libc.rand()",
+            "q = libc.rand()",
+        ],
+        "q == p[1] and libc.rand() == p[2]",
+    ),
     "hash seed": (["h0 = hash('text')"], "hash('text') == h0"),
 }
 
@@ -100,7 +179,9 @@ async def test_state_before_an_exception_is_kept(cells: Driver) -> None:
     assert ran.outcome is Outcome.ERROR
     assert ran.result.committed
     assert ran.result.reply["ename"] == "ZeroDivisionError"
-    assert await cells.value("e1 == 'kept' == open('e.txt').read() and 'e2' not in globals()") is True
+    assert (
+        await cells.value("e1 == 'kept' == open('e.txt').read() and 'e2' not in globals()") is True
+    )
 
 
 async def test_syntax_error_commits_and_says_so(cells: Driver) -> None:
@@ -148,7 +229,9 @@ async def test_numpy_generators_go_on_where_they_were(cells: Driver) -> None:
 
 
 async def test_top_level_await(cells: Driver) -> None:
-    await cells.ok("import asyncio; await asyncio.sleep(0.001); aw = await asyncio.sleep(0, 'done')")
+    await cells.ok(
+        "import asyncio; await asyncio.sleep(0.001); aw = await asyncio.sleep(0, 'done')"
+    )
     assert await cells.value("aw") == "done"
 
 
@@ -187,7 +270,9 @@ async def test_streams_and_async_subprocesses(cells: Driver) -> None:
 
 
 async def test_an_async_generator_goes_on(cells: Driver) -> None:
-    await cells.ok("async def ag():\n    for i in range(5): yield i\nag1 = ag(); await ag1.__anext__()")
+    await cells.ok(
+        "async def ag():\n    for i in range(5): yield i\nag1 = ag(); await ag1.__anext__()"
+    )
     assert await cells.ok("print(await ag1.__anext__())") == "1\n"
 
 
@@ -199,7 +284,7 @@ async def test_asyncio_run_in_an_executor(cells: Driver) -> None:
 
 # ---- open files
 
-PLACES = ["/workspace", "/tmp", "/home/jovyan", "/var/tmp", "/dev/shm"]  # noqa: S108
+PLACES = ["/workspace", "/tmp", "/home/jovyan", "/var/tmp", "/dev/shm"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -223,7 +308,12 @@ async def test_an_open_file_is_read_on(cells: Driver) -> None:
     (cells.workspace / "lines.txt").write_text("a\nb\nc\nd\n")
     await cells.ok("r = open('lines.txt'); l1 = r.readline()")
     await cells.ok("raw = open('lines.txt', 'rb', buffering=0); _ = raw.read(3)")
-    assert await cells.value("(l1, r.readline(), raw.read(2), raw.tell())") == ("a\n", "b\n", b"\nc", 5)
+    assert await cells.value("(l1, r.readline(), raw.read(2), raw.tell())") == (
+        "a\n",
+        "b\n",
+        b"\nc",
+        5,
+    )
     assert await cells.value("(r.readline(), raw.read())") == ("c\n", b"\nd\n")
 
 
@@ -245,19 +335,25 @@ async def test_modes_of_open_files(cells: Driver) -> None:
 
 
 async def test_two_descriptors_share_one_offset(cells: Driver) -> None:
-    await cells.ok("import os; open('dup', 'w').write('abcdef'); d1 = os.open('dup', os.O_RDONLY); d2 = os.dup(d1)")
+    await cells.ok(
+        "import os; open('dup', 'w').write('abcdef'); d1 = os.open('dup', os.O_RDONLY); d2 = os.dup(d1)"
+    )
     await cells.ok("p1 = os.read(d1, 2)")
     assert await cells.value("(p1, os.read(d2, 2), os.read(d1, 2))") == (b"ab", b"cd", b"ef")
 
 
 async def test_a_removed_open_file_is_still_there(cells: Driver) -> None:
-    await cells.ok("import os, tempfile; t = tempfile.TemporaryFile('w+'); _ = t.write('nameless'); t.flush()")
+    await cells.ok(
+        "import os, tempfile; t = tempfile.TemporaryFile('w+'); _ = t.write('nameless'); t.flush()"
+    )
     await cells.ok("_ = t.seek(0)")
     assert await cells.value("t.read()") == "nameless"
 
 
 async def test_an_open_folder_and_device(cells: Driver) -> None:
-    await cells.ok("import os; os.makedirs('dir/in', exist_ok=True); dfd = os.open('dir', os.O_RDONLY); nul = open('/dev/null', 'w')")
+    await cells.ok(
+        "import os; os.makedirs('dir/in', exist_ok=True); dfd = os.open('dir', os.O_RDONLY); nul = open('/dev/null', 'w')"
+    )
     await cells.ok("_ = nul.write('x'); nul.flush()")
     assert await cells.value("os.listdir(dfd)") == ["in"]
 
@@ -319,7 +415,9 @@ async def test_a_hundred_cells_deep(cells: Driver) -> None:
     await cells.ok("deep = 0; import os")
     for _ in range(100):
         await cells.ok("deep += 1; open(f'deep{deep}', 'w').write(str(deep))")
-    assert await cells.value("(deep, sum(int(open(f'deep{n}').read()) for n in range(1, 101)))") == (100, 5050)
+    assert await cells.value(
+        "(deep, sum(int(open(f'deep{n}').read()) for n in range(1, 101)))"
+    ) == (100, 5050)
 
 
 # ---- questions
@@ -345,7 +443,12 @@ async def test_inspection(cells: Driver) -> None:
 
 
 @pytest.mark.parametrize(
-    "evil", ["__import__('os')._exit(0)", "__import__('os').kill(__import__('os').getpid(), 9)", "[x for x in iter(int, 1)]"],
+    "evil",
+    [
+        "__import__('os')._exit(0)",
+        "__import__('os').kill(__import__('os').getpid(), 9)",
+        "[x for x in iter(int, 1)]",
+    ],
     ids=["exit", "kill", "loop"],
 )
 async def test_a_question_that_goes_wrong_is_thrown_away(cells: Driver, evil: str) -> None:

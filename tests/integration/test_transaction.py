@@ -137,9 +137,17 @@ DEATHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fpe": ("os.kill(os.getpid(), 8)", {}, crashed(signal.SIGFPE)),
     "term": ("os.kill(os.getpid(), 15)", {}, crashed(signal.SIGTERM)),
     "kill": ("os.kill(os.getpid(), 9)", {}, crashed(signal.SIGKILL)),
-    "kill by a child": ("import subprocess; subprocess.run(['kill', '-9', str(os.getpid())])", {}, crashed(signal.SIGKILL)),
+    "kill by a child": (
+        "import subprocess; subprocess.run(['kill', '-9', str(os.getpid())])",
+        {},
+        crashed(signal.SIGKILL),
+    ),
     "kill all": ("os.system('kill -9 -1'); os.kill(-1, 9); os._exit(7)", {}, {}),
-    "kill all by a child": ("import subprocess; subprocess.run('kill -9 -1', shell=True)", {}, crashed(signal.SIGKILL)),
+    "kill all by a child": (
+        "import subprocess; subprocess.run('kill -9 -1', shell=True)",
+        {},
+        crashed(signal.SIGKILL),
+    ),
     "kill the group": ("os.killpg(0, 9)", {}, crashed(signal.SIGKILL)),
     "rm and kill": (RM + "os.kill(os.getpid(), 9)", {}, crashed(signal.SIGKILL)),
     "rm and exit": (RM + "os._exit(0)", {}, exited(0)),
@@ -149,8 +157,16 @@ DEATHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         crashed(signal.SIGSEGV),
     ),
     "stopped": ("os.kill(os.getpid(), 19)", {"wall_time_s": 0.5}, {"outcome": Outcome.WALL_TIME}),
-    "killed in a thread": ("import threading; threading.Thread(target=os._exit, args=(6,)).start()\nwhile True: pass", {}, exited(6)),
-    "disk full, then exit": ("open('/tmp/full', 'wb').write(bytes(64 << 20)); os._exit(2)", {}, exited(2)),
+    "killed in a thread": (
+        "import threading; threading.Thread(target=os._exit, args=(6,)).start()\nwhile True: pass",
+        {},
+        exited(6),
+    ),
+    "disk full, then exit": (
+        "open('/tmp/full', 'wb').write(bytes(64 << 20)); os._exit(2)",
+        {},
+        exited(2),
+    ),
 }
 
 
@@ -178,7 +194,9 @@ async def test_an_endless_loop_that_hears_the_limit_is_rolled_back_too(box: Driv
 
 async def test_kill_all_spares_who_calls_it(box: Driver) -> None:
     # kill(-1) leaves out the caller (kill(2)), and the heads are not the cell's to kill.
-    await box.ok("import os; survivor = 1\ntry: os.kill(-1, 9)\nexcept ProcessLookupError: pass\nsurvivor = 2")
+    await box.ok(
+        "import os; survivor = 1\ntry: os.kill(-1, 9)\nexcept ProcessLookupError: pass\nsurvivor = 2"
+    )
     assert await box.value("survivor") == 2
 
 
@@ -190,14 +208,20 @@ async def test_removing_everything_is_committed_when_the_cell_ends_well(fresh: D
         "    for n in os.listdir(d):\n"
         "        p = os.path.join(d, n); shutil.rmtree(p) if os.path.isdir(p) else os.remove(p)"
     )
-    assert await fresh.value("(kept, os.listdir('/workspace'), os.listdir('/home/jovyan'))") == ("variable", [], [])
+    assert await fresh.value("(kept, os.listdir('/workspace'), os.listdir('/home/jovyan'))") == (
+        "variable",
+        [],
+        [],
+    )
     assert (fresh.workspace / "precious").read_text() == "of the host"
     await fresh.ok("open('/workspace/again', 'w').write('x')")
     assert await fresh.value("os.listdir('/workspace')") == ["again"]
 
 
 async def test_removing_the_working_folder(box: Driver) -> None:
-    await box.ok("import os; os.makedirs('/workspace/gone'); os.chdir('/workspace/gone'); os.rmdir('/workspace/gone')")
+    await box.ok(
+        "import os; os.makedirs('/workspace/gone'); os.chdir('/workspace/gone'); os.rmdir('/workspace/gone')"
+    )
     assert await box.value("6 * 7") == 42
     await box.ok("import os; os.chdir('/workspace')")
 
@@ -218,7 +242,9 @@ async def test_the_first_cell_may_die(fresh: Driver) -> None:
 
 
 async def test_output_before_the_death_is_shown(box: Driver) -> None:
-    ran = await box.run("import os, sys; print('last words'); print('err', file=sys.stderr); os._exit(1)")
+    ran = await box.run(
+        "import os, sys; print('last words'); print('err', file=sys.stderr); os._exit(1)"
+    )
     assert ran.text() == "last words\n"
     assert ran.text("stderr") == "err\n"
 
@@ -247,7 +273,17 @@ async def test_nonsense_on_the_link_is_a_crash(box: Driver) -> None:
     await assert_unchanged(box, before, ran)
 
 
-@pytest.mark.parametrize("lie", ["{'op': 'done'}", "{'op': 'parked'}", "{'op': ['x']}", "{'op': 'done', 'reply': {'status': 'ok'}}", "{'op': 'exited', 'id': 'x'}", "{'op': 'message', 'msg_type': 'execute_input', 'content': {}, 'metadata': {}}"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "{'op': 'done'}",
+        "{'op': 'parked'}",
+        "{'op': ['x']}",
+        "{'op': 'done', 'reply': {'status': 'ok'}}",
+        "{'op': 'exited', 'id': 'x'}",
+        "{'op': 'message', 'msg_type': 'execute_input', 'content': {}, 'metadata': {}}",
+    ],
+)
 async def test_a_lie_on_the_link_never_costs_the_session(box: Driver, lie: str) -> None:
     await box.ok("truth = 1")
     ran = await box.run(
@@ -267,7 +303,12 @@ async def test_a_forked_child_that_goes_on_with_the_cell_costs_no_state(box: Dri
 
 
 async def test_a_forked_child_that_exits_is_nothing_special(box: Driver) -> None:
-    assert await box.ok("import os\npid = os.fork()\nif pid == 0: os._exit(3)\nprint(os.waitpid(pid, 0)[1])") == "768\n"
+    assert (
+        await box.ok(
+            "import os\npid = os.fork()\nif pid == 0: os._exit(3)\nprint(os.waitpid(pid, 0)[1])"
+        )
+        == "768\n"
+    )
 
 
 async def test_a_cell_killed_while_it_floods(box: Driver) -> None:
