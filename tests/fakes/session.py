@@ -140,7 +140,7 @@ class FakeSession:
 
     async def comm(self, message: CommMessage, sink: Sink) -> CellResult:
         """Echo comm messages; data `{"die": 1}` breaks the memory limit."""
-        msg_type, content, metadata = message.msg_type, message.content, message.metadata
+        msg_type, content = message.msg_type, message.content
         buffers = list(message.buffers)
         self.log.append((msg_type, content))
         comm_id = content["comm_id"]

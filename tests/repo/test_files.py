@@ -23,7 +23,7 @@ def test_scripts_can_be_run(name: str) -> None:
 
 def test_the_kernelspec_promises_what_works() -> None:
     spec = json.loads((ROOT / "kernelspec" / "kernel.json").read_text("utf-8"))
-    assert spec["argv"] == ["python", "-m", "sandbox_kernel", "-f", "{connection_file}"]
+    assert spec["argv"] == ["python", "-P", "-m", "sandbox_kernel", "-f", "{connection_file}"]
     assert spec["interrupt_mode"] == "message"
     assert spec["metadata"]["debugger"] is False
 
