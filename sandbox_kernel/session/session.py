@@ -74,8 +74,6 @@ class Session:
         self._background = Background()
         self._lock = asyncio.Lock()
 
-    # ---- beginning and end
-
     @property
     def _pod(self) -> Pod:
         if self._begun is None:
@@ -147,8 +145,6 @@ class Session:
                 guest.on_exit(lambda: None)
         pod.kill()
 
-    # ---- preparing the next child
-
     def _prepare(self) -> None:
         """Begin to prepare a child for the next request; a resident guest needs but a place."""
         if self._pod.failure is None and self._resident is None:
@@ -176,8 +172,13 @@ class Session:
         """Give a guest that is ready; one more try if the one at hand has died meanwhile."""
         await self.ready()
         await self._settle_down()
-        if self._resident is not None:
-            return await self._take_resident(self._resident)
+        if (live := self._resident) is not None:
+            try:
+                return await self._take_resident(live)
+            except (ProtocolError, SessionLost):
+                if self._pod.failure is not None:
+                    raise
+                self._resident_died()  # this very moment
         for _ in range(2):
             task, self._next = self._next, None
             try:
@@ -203,8 +204,6 @@ class Session:
             await self._pod.drop(place)
             raise
         return Prepared(before.child, place, notes, before.fragile)
-
-    # ---- requests
 
     async def execute(self, execution: Execution, limits: Limits, sink: Sink) -> CellResult:
         """Run one cell; every event has been given when it returns.

@@ -235,18 +235,22 @@ async def test_the_cell_leads_the_heads_cannot_be_touched(box: Driver) -> None:
 
 # ---- signals
 
+# Signals 32 and 33 belong to the C library, which lets nobody set them; what starts the tests may
+# have had them ignored.
+LIBC_SIGNALS = 0b11 << 31
 SIGNALS = "subprocess.getoutput('grep -E \"Sig(Ign|Blk)\" /proc/self/status').split()[1::2]"
 
 
 async def test_signals_are_as_in_a_fresh_program(box: Driver) -> None:
     await box.ok("import subprocess")
-    assert await box.value(SIGNALS) == ["0" * 16, "0" * 16]
+    seen = await box.value(SIGNALS)
+    assert [int(mask, 16) & ~LIBC_SIGNALS for mask in seen] == [0, 0]
 
 
 async def test_signals_of_the_cell_itself(box: Driver) -> None:
     number = "int({}, 16)".format(STATUS.format("SigIgn"))
     # As Python sets it up: SIGPIPE and SIGXFSZ are ignored.
-    assert await box.value(number) == 1 << 12 | 1 << 24
+    assert await box.value(number) & ~LIBC_SIGNALS == 1 << 12 | 1 << 24
     assert await box.value(STATUS.format("SigBlk")) == "0" * 16
     names = ("SIGTERM", "SIGHUP", "SIGCHLD", "SIGUSR1", "SIGALRM", "SIGQUIT")
     code = f"all(__import__('signal').getsignal(getattr(__import__('signal'), n)) == 0 for n in {names!r})"

@@ -58,12 +58,14 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Live]]:
 
 
 @pytest.fixture
-def kernel(keeper: list[Live], tmp_path_factory: pytest.TempPathFactory) -> Live:
-    """Give the module's kernel, which must have outlived the test before."""
+def kernel(keeper: list[Live], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Give the module's kernel; one that a failed test left busy is replaced."""
     if not keeper:
         keeper.append(live.start(tmp_path_factory.mktemp("notebooks"), *live.settings(grace="1s")))
+    yield keeper[0]
     assert keeper[0].manager.is_alive()
-    return keeper[0]
+    if not keeper[0].is_free():
+        keeper.pop().end()
 
 
 @pytest.fixture

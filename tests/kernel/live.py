@@ -88,6 +88,8 @@ class Live:
     iopub: dict[str, list[Message]] = field(default_factory=lambda: defaultdict(list))
     replies: dict[str, Message] = field(default_factory=dict)
     questions: list[Message] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    """The ids of all executions."""
     order: list[Message] = field(default_factory=list)
     """All messages of all channels, as they came."""
 
@@ -137,11 +139,16 @@ class Live:
         states = (m["content"].get("execution_state") for m in self.iopub[msg_id])
         return "idle" in states
 
+    def is_free(self) -> bool:
+        """Tell whether all executions have ended, as far as was heard."""
+        return all(map(self.is_idle, self.sent))
+
     # ---- executing
 
     def send(self, code: str, **options: Any) -> str:
         """Ask for an execution and give the request's id."""
-        return self.client.execute(code, **{"allow_stdin": False, **options})
+        self.sent.append(self.client.execute(code, **{"allow_stdin": False, **options}))
+        return self.sent[-1]
 
     def result(self, msg_id: str, timeout_s: float = TIMEOUT_S) -> Ran:
         """Wait for the end of an execution."""

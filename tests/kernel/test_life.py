@@ -113,6 +113,8 @@ def monitor(noted: traces.Traces) -> int:
 
 
 def head(noted: traces.Traces) -> int:
+    # The one before may be dying yet, and the next child be about to leave for its place.
+    assert leaks.until(lambda: len(noted.heads) == 1)
     (pid,) = noted.heads
     return pid
 
