@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import struct
 
@@ -58,7 +59,11 @@ def _loopback_up() -> None:
 def make_layer(layer: int) -> None:
     """Make the upper and work folders of a cell in the scratch file system."""
     top = f"/s/{layer}"
-    os.mkdir(top, 0o700)
+    try:
+        os.mkdir(top, 0o700)
+    except FileExistsError:  # of a builder that was killed; an overlay refuses its work folder
+        shutil.rmtree(top)
+        os.mkdir(top, 0o700)
     for name in ("u", "w", "x", "y"):
         os.mkdir(f"{top}/{name}", 0o755)
     # The root of an upper is the root of what is mounted: /workspace belongs to the cell.

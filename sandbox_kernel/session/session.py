@@ -41,6 +41,7 @@ from sandbox_kernel.session.supervisor import RESTART_HINT
 Sink = Callable[[Event], None]
 
 ASK_TIMEOUT_S = 5.0
+ATTEMPTS = 4
 THREAD_CRASHED = (
     "A thread that an earlier cell left running crashed. "
     "The variables are as they were before that cell."
@@ -169,7 +170,7 @@ class Session:
         return prepared
 
     async def _take(self) -> Prepared:
-        """Give a guest that is ready; one more try if the one at hand has died meanwhile."""
+        """Give a guest that is ready; some more tries if the one at hand has died meanwhile."""
         await self.ready()
         await self._settle_down()
         if (live := self._resident) is not None:
@@ -179,7 +180,7 @@ class Session:
                 if self._pod.failure is not None:
                     raise
                 self._resident_died()  # this very moment
-        for _ in range(2):
+        for _ in range(ATTEMPTS):
             task, self._next = self._next, None
             try:
                 prepared = await (task or self._prepare_next())
