@@ -26,11 +26,20 @@ class LinkClosed(Exception):  # noqa: N818 - not an error: the kernel is gone, a
     """The kernel closed the link."""
 
 
+def hold_interrupts() -> None:
+    """Block SIGINT from here on, however many come at this moment."""
+    while signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """Hold SIGINT back for the time of the block; it is delivered at the block's end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        # Within the try: it changes the mask first and raises what was pending after that.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

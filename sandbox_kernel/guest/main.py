@@ -18,7 +18,7 @@ import sys
 from typing import Any, Callable, NoReturn
 
 from sandbox_kernel.guest import enter, files, streams, tasks, threads
-from sandbox_kernel.guest.link import Link, LinkClosed
+from sandbox_kernel.guest.link import Link, LinkClosed, hold_interrupts
 from sandbox_kernel.guest.wire import Frame, WireError
 from sandbox_kernel.linux import libc
 
@@ -177,11 +177,9 @@ class Guest:
     def _interruptible(
         self, act: Callable[[Frame], dict[str, Any]], frame: Frame
     ) -> dict[str, Any]:
-        """Run user code with SIGINT let through; one that came since the request comes now."""
+        """Run a request during which SIGINT may end the user code; give a reply all the same."""
         reply = dict(_INTERRUPTED)
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             reply = act(frame)
         except KeyboardInterrupt:  # outside of what IPython guards: nobody has shown it yet
             hold_interrupts()
@@ -243,13 +241,6 @@ class Guest:
         shell = self._requests.shell
         report = rehydrate.load(self._link.fds.pop(0), shell.user_ns)
         self._link.send({"op": "loaded", "left_out": report.left_out_lines()})
-
-
-def hold_interrupts() -> None:
-    """Block SIGINT from here on, however many come at this moment."""
-    while signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def limit_open_files(limit: int | None) -> None:

@@ -13,8 +13,10 @@ import inspect
 import logging
 import pdb
 import selectors
+import signal
 import sys
 import threading
+from collections.abc import Coroutine
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,7 @@ from jupyter_client.session import Session
 from traitlets.config import Config
 
 from sandbox_kernel.guest import streams
-from sandbox_kernel.guest.link import Link
+from sandbox_kernel.guest.link import Link, hold_interrupts
 
 
 def _forgo_debugger() -> None:
@@ -56,6 +58,21 @@ def _keep_nothing(*, channel: str) -> contextlib.AbstractContextManager[None]:
 
 def _trigger_nothing(event: str, *args: Any, **kwargs: Any) -> None:
     """Stand in for the trigger of IPython's events while nothing of the user may run."""
+
+
+async def _interruptible(user_code: Coroutine[Any, Any, Any]) -> Any:
+    """Let SIGINT through while user code runs, and at no other time.
+
+    A KeyboardInterrupt in the event loop's own machinery would leave a task behind that has not
+    begun, and the next cell would run it.
+    """
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return await user_code
+    finally:
+        hold_interrupts()
+        user_code.close()
 
 
 class LinkSession(Session):
@@ -183,19 +200,21 @@ class Requests:
 
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run a cell; give the reply's content."""
+        return self._complete(_interruptible(self._cell(body)))
+
+    def _cell(self, body: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         self._set_parent(body)
         self._align_history(body["execution_count"])
         self.shell.execution_count = body["execution_count"]
-        return self._complete(
-            self.kernel.do_execute(
-                body["code"],
-                body["silent"],
-                body["store_history"],
-                body["user_expressions"],
-                body["allow_stdin"],
-                cell_id=body.get("cell_id"),
-            )
+        cell: Coroutine[Any, Any, Any] = self.kernel.do_execute(
+            body["code"],
+            body["silent"],
+            body["store_history"],
+            body["user_expressions"],
+            body["allow_stdin"],
+            cell_id=body.get("cell_id"),
         )
+        return cell
 
     def _align_history(self, execution_count: int) -> None:
         """Keep `In[n]` the n-th cell, also after cells that this interpreter has not seen."""
@@ -233,9 +252,14 @@ class Requests:
             "buffers": [memoryview(buffer) for buffer in buffers],
         }
         handler = self.kernel.shell_handlers[body["msg_type"]]
-        result = self._context.run(handler, None, b"", msg)
-        if inspect.isawaitable(result):
-            self._complete(result)
+
+        async def handle() -> dict[str, Any]:
+            result = handler(None, b"", msg)
+            if inspect.isawaitable(result):
+                await result
+            return {}
+
+        self._complete(_interruptible(handle()))
 
     def comms(self) -> dict[str, str]:
         """Give the target of each open comm."""
@@ -255,7 +279,7 @@ class Requests:
         kept = {name: getattr(shell, name) for name in _TRACES}
         shell.events.trigger = _trigger_nothing
         try:
-            self.execute(_WARM)
+            self._complete(self._cell(_WARM))
         finally:
             del shell.events.trigger
         for name, value in kept.items():

@@ -133,10 +133,13 @@ class Driver:
     async def interrupted(self, code: str, *, at: str = "up", **options: Any) -> Ran:
         """Run a cell and interrupt it when it has printed `at`, or asks for input."""
         loop = asyncio.get_running_loop()
+        acted = False
 
         def act(event: Event) -> None:
+            nonlocal acted
             printed = isinstance(event, Stream) and at in event.text
-            if printed or isinstance(event, InputRequest):
+            if not acted and (printed or isinstance(event, InputRequest)):
+                acted = True
                 # By then the cell has most often come to what follows its print; it must be
                 # interrupted wherever it is.
                 loop.call_later(PAST_PRINT_S, self.session.interrupt)

@@ -198,6 +198,7 @@ async def test_a_part_is_killed_while_a_cell_runs(doomed: Driver, part: Any) -> 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 async def test_a_part_is_killed_between_two_cells(doomed: Driver, part: Any) -> None:
+    await doomed.session._settle_down()  # before, the head is one that nobody needs any more
     paths, everything = doomed.cgroups, doomed.processes()
     for pid in part(doomed):
         with contextlib.suppress(ProcessLookupError):  # init's end was theirs

@@ -21,7 +21,9 @@ Start = Callable[..., Live]
 
 
 def settled(kernel: Live) -> traces.Traces:
-    """Note what there is when the last cell's guest is the one head."""
+    """Note what there is when the last cell is committed, and its guest the one head."""
+    if kernel.is_free():  # inspections wait for the commit; a cell that runs has done so
+        kernel.ask("inspect_request", {"code": "x", "cursor_pos": 1, "detail_level": 0})
     assert leaks.until(lambda: len(kernel.traces().heads) == 1)
     return kernel.traces()
 

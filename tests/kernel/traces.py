@@ -89,7 +89,10 @@ class Traces:
         """Give the user ids, as the host sees them, of all but the kernel's and the monitor's."""
         found = set()
         for pid in leaks.session_processes(self.kernel):
-            text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+            try:
+                text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+            except OSError:  # gone since it was listed
+                continue
             (line,) = (line for line in text.splitlines() if line.startswith("Uid:"))
             found.update(line.split()[1:])
         return found
