@@ -35,6 +35,11 @@ class Packet:
         """The verb of the message."""
         return str(self.body.get("op", ""))
 
+    def take_fds(self) -> list[int]:
+        """Give the descriptors, which are the caller's from now on."""
+        fds, self.fds = self.fds, []
+        return fds
+
     def close(self) -> None:
         """Close the descriptors that nobody took."""
         while self.fds:

@@ -146,14 +146,24 @@ class Builder:
             body = {"op": "build", "layer": place.layer, "hostname": place.container_id}
             self._supervisor.send(body)
             packet = await self._next()
-            self._home.add(self._pid)
         except ProcessLookupError as error:
             raise GuestGone("the builder of containers died") from error
         except HostError as error:
             raise LaunchError("put the builder into the cell's cgroup", str(error)) from error
-        if packet.op == "failed":
-            raise LaunchError(str(packet.body.get("step")), str(packet.body.get("cause")))
-        return packet.fds
+        with contextlib.closing(packet):
+            if packet.op == "failed":
+                raise LaunchError(str(packet.body.get("step")), str(packet.body.get("cause")))
+            self._come_home(self._pid)
+            return packet.take_fds()
+
+    def _come_home(self, pid: int) -> None:
+        """Take the builder out of the cell's cgroup; it may have been killed since it answered."""
+        try:
+            self._home.add(pid)
+        except ProcessLookupError:
+            pass  # the container stands; the next build finds the builder gone, and renews it
+        except HostError as error:
+            raise LaunchError("take the builder out of the cell's cgroup", str(error)) from error
 
     async def _next(self) -> control.Packet:
         if self._sock.fileno() < 0:
