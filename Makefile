@@ -2,13 +2,15 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+VM_ARGS ?=
 
-.PHONY: help demo test test-unit lint bench clean
+.PHONY: help demo test test-unit test-vm lint bench clean
 
 help:
 	@echo 'make demo       run notebooks/tour.ipynb on the kernel, show what each cell used'
 	@echo 'make test       install what the tests need, system packages included, and run them all'
 	@echo 'make test-unit  the tests that need no container'
+	@echo 'make test-vm    what needs systemd, cgroup v2 or an ordinary user, in a virtual machine'
 	@echo 'make lint       ruff, mypy, import-linter'
 	@echo 'make bench      measure against stock ipykernel'
 	@echo 'make clean      remove the environment and what was built'
@@ -34,6 +36,11 @@ test: $(BIN)/python
 
 test-unit: $(BIN)/pytest
 	$(BIN)/python -m pytest -q tests/unit $(PYTEST_ARGS)
+
+# The guest has a Python of its own; here nothing but the wheel is made.
+test-vm: $(BIN)/python
+	.ci/packages vm
+	$(BIN)/python -m tests.vm test $(VM_ARGS)
 
 lint: $(BIN)/pytest
 	$(BIN)/ruff check .

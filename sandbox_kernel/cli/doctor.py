@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import click
 
 from sandbox_kernel.linux import probe
 from sandbox_kernel.linux.cgroup import CgroupTree
-from sandbox_kernel.linux.probe import Finding
+from sandbox_kernel.linux.probe import Finding, Ids
 
 VERSION = 1
 """Of the JSON; a new field does not change it."""
 
 TITLES = {
-    "ids": "User and group ids",
+    "ids": "User and group ids ({user}: {ids})",
     "namespaces": "Namespaces and mounts",
     "overlay": "Overlay file system",
     "cgroups": "Control groups ({layout})",
     "seccomp": "System call filter",
     "limits": "Other limits",
+}
+
+USERS = {"root": "root", "ordinary": "an ordinary user"}
+IDS = {
+    "high": "a range of its own for each session",
+    "subordinate": "the range of /etc/subuid",
+    "single": "one id alone",
+    "none": "none that a session could have",
 }
 
 
@@ -34,33 +42,51 @@ def doctor(*, as_json: bool) -> int:
     container or terminal. The exit status is 1 if the kernel could not run with its defaults.
     """
     findings = probe.probe()
-    layout = CgroupTree.detect().layout
-    missing = probe.lacking(findings)
+    host = Host(CgroupTree.detect().layout, probe.user(), probe.ids_of(findings))
     if as_json:
-        click.echo(document(findings, layout))
+        click.echo(document(findings, host))
     else:
-        show(findings, layout)
-    return 1 if missing else 0
+        show(findings, host)
+    return 1 if probe.lacking(findings) else 0
 
 
-def document(findings: Sequence[Finding], layout: str) -> str:
+@dataclass(frozen=True)
+class Host:
+    """Which kind of host this is, for the user who asks."""
+
+    layout: str
+    """Of cgroups: `v2`, `v1`, `hybrid` or `none`."""
+    user: str
+    """`root` or `ordinary`."""
+    ids: Ids
+
+
+def document(findings: Sequence[Finding], host: Host) -> str:
     """Give the JSON for programs."""
     content = {
         "version": VERSION,
         "ok": not probe.lacking(findings),
-        "layout": layout,
+        "layout": host.layout,
+        "user": host.user,
+        "ids": host.ids.kind,
+        "ids_why": host.ids.why,
         "findings": [asdict(finding) for finding in findings],
     }
     return json.dumps(content, indent=2)
 
 
-def show(findings: Sequence[Finding], layout: str) -> None:
+def show(findings: Sequence[Finding], host: Host) -> None:
     """Print a table per group, and the verdict."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and not for --json
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
 
     console = Console(highlight=False)
+    heading = {
+        "layout": host.layout,
+        "user": USERS[host.user],
+        "ids": IDS[host.ids.kind],
+    }
     for group, title in TITLES.items():
         table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
         table.add_column(width=1)
@@ -70,7 +96,7 @@ def show(findings: Sequence[Finding], layout: str) -> None:
             if finding.group == group:
                 mark, style = mark_of(finding, plain=console.options.ascii_only)
                 table.add_row(Text(mark, style), finding.name, Text(told(finding)))
-        console.print(Text(title.format(layout=layout), "bold"))
+        console.print(Text(title.format(**heading), "bold"))
         console.print(table)
         console.print()
     missing = probe.lacking(findings)
@@ -94,7 +120,8 @@ def told(finding: Finding) -> str:
     if finding.available:
         return ""
     need = "" if finding.required else "not needed; "
-    return f"{need}{finding.why}\n-> {finding.remedy}"
+    without = f"\nwithout it {finding.without}" if finding.without else ""
+    return f"{need}{finding.why}{without}\n-> {finding.remedy}"
 
 
 def verdict(missing: Sequence[Finding]) -> str:

@@ -9,7 +9,10 @@ files belong to the session's ids.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox_kernel.container.plan import DEVICES
@@ -21,38 +24,67 @@ FILE_BYTES = 16 << 20
 _CLONE = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC
 
 
-def attach_host_side(
-    binds: list[tuple[str, str, bool]], workspace: tuple[str, bool] | None, idmap_fd: int
-) -> None:
-    """Show the image's folders at BASE/b/N, the notebook's at BASE/w, devices at BASE/d.
+@dataclass(frozen=True)
+class Shifts:
+    """User namespaces through which folders are shown, as descriptors; -1 for none."""
 
-    `binds` are (source, target, read-only); `workspace` is (source, read-only). `idmap_fd` is a
-    user namespace whose mapping the notebook's folder is shown through, or -1 where there is
-    none to show. The caller sits in a mount namespace of its own. Raises OSError with the path
-    at fault, LaunchError for the notebook's folder.
+    image: int = -1
+    workspace: int = -1
+
+
+@dataclass
+class HostSide:
+    """Clones of mounts and contents of files, taken with the rights of who may see them."""
+
+    trees: dict[int, int]
+    """Number of the bind -> descriptor of a detached clone."""
+    files: dict[int, bytes]
+    devices: dict[str, int]
+    workspace: int | None
+
+
+def collect(
+    binds: list[tuple[str, str, bool]], workspace: tuple[str, bool] | None, shifts: Shifts
+) -> HostSide:
+    """Clone the image's folders, the notebook's folder and devices; read the image's files.
+
+    `binds` are (source, target, read-only); `workspace` is (source, read-only). The caller sits
+    in a mount namespace of its own, and attaches. Raises OSError with the path at fault,
+    LaunchError for the notebook's folder.
     """
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     trees = {
-        n: _clone(source, read_only=read_only)
+        n: _clone(source, read_only=read_only, shift_fd=shifts.image)
         for n, (source, _, read_only) in enumerate(binds)
         if os.path.isdir(source)
     }
     # A file is copied: one like /etc/ld.so.cache is replaced by the next installation on the
     # host, and what is unlinked cannot be bound any more (mount(2), ENOENT).
     files = {n: _read(source) for n, (source, _, _) in enumerate(binds) if n not in trees}
-    devices = [libc.open_tree(f"/dev/{name}", flags=_CLONE) for name in DEVICES]
-    shown = _clone_workspace(*workspace, idmap_fd) if workspace else None
-    libc.mount("tmpfs", BASE, fstype="tmpfs", flags=libc.MS_NOSUID, data="mode=0755,size=64m")
+    devices = {name: libc.open_tree(f"/dev/{name}", flags=_CLONE) for name in DEVICES}
+    shown = _clone_workspace(*workspace, shifts.workspace) if workspace else None
+    return HostSide(trees, files, devices, shown)
+
+
+def attach(side: HostSide, *, owner: int) -> None:
+    """Show the image's folders and files at BASE/b/N, the notebook's at BASE/w, devices at BASE/d.
+
+    `owner` is the id of init, as this process names it. Closes the descriptors.
+    """
+    _tmpfs(BASE, "mode=0755,size=1m")
     for folder in ("b", "d", "w", "s", "k", "r", "e", "p"):
         os.mkdir(f"{BASE}/{folder}")
-    for n, tree in trees.items():
+    _tmpfs(f"{BASE}/b", "mode=0755,size=64m")
+    for n, tree in side.trees.items():
         _attach(tree, f"{BASE}/b/{n}", folder=True)
-    for n, content in files.items():
-        _write(f"{BASE}/b/{n}", content)
-    for name, tree in zip(DEVICES, devices, strict=True):
+    for n, content in side.files.items():
+        _write(f"{BASE}/b/{n}", content, owner)
+    # Binds of the copies keep the flag: where all have one id, a cell owns them.
+    libc.mount_setattr(f"{BASE}/b", attr_set=libc.MOUNT_ATTR_RDONLY)
+    for name, tree in side.devices.items():
         _attach(tree, f"{BASE}/d/{name}", folder=False)
-    if shown is not None:
-        _attach(shown, f"{BASE}/w", folder=True)
+    if side.workspace is not None:
+        _attach(side.workspace, f"{BASE}/w", folder=True)
 
 
 def _read(path: str) -> bytes:
@@ -60,43 +92,59 @@ def _read(path: str) -> bytes:
         return file.read(FILE_BYTES)
 
 
-def _write(path: str, content: bytes) -> None:
+def _write(path: str, content: bytes, owner: int) -> None:
     with open(path, "xb") as file:
         file.write(content)
+    os.chown(path, owner, owner)
     os.chmod(path, 0o444)
 
 
-def _clone(source: str, *, read_only: bool) -> int:
+def _clone(source: str, *, read_only: bool, shift_fd: int) -> int:
     tree = libc.open_tree(source, flags=_CLONE | libc.AT_RECURSIVE)
     flags = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
-    _set(tree, flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0))
+    _set(tree, flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0), recursive=True)
+    if shift_fd >= 0:
+        # What is root's on the host is root's inside then. It looks like nobody's where a file
+        # system cannot do it (mount_setattr(2), EINVAL); who may read it is the same.
+        with contextlib.suppress(OSError):
+            _shift(tree, shift_fd, recursive=True)
     return tree
 
 
-def _set(tree: int, attributes: int) -> None:
-    libc.mount_setattr(
-        "", dir_fd=tree, flags=libc.AT_EMPTY_PATH | libc.AT_RECURSIVE, attr_set=attributes
-    )
+def _set(tree: int, attributes: int, *, recursive: bool) -> None:
+    flags = libc.AT_EMPTY_PATH | (libc.AT_RECURSIVE if recursive else 0)
+    libc.mount_setattr("", dir_fd=tree, flags=flags, attr_set=attributes)
 
 
-def _clone_workspace(source: str, read_only: bool, idmap_fd: int) -> int:  # noqa: FBT001
-    # Not recursive: an overlay refuses a lower folder with locked mounts below it.
-    tree = libc.open_tree(source, flags=_CLONE)
-    flags = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+def _shift(tree: int, shift_fd: int, *, recursive: bool) -> None:
     libc.mount_setattr(
         "",
         dir_fd=tree,
-        flags=libc.AT_EMPTY_PATH,
-        attr_set=flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0),
+        flags=libc.AT_EMPTY_PATH | (libc.AT_RECURSIVE if recursive else 0),
+        attr_set=libc.MOUNT_ATTR_IDMAP,
+        userns_fd=shift_fd,
     )
+
+
+def _clone_workspace(source: str, read_only: bool, shift_fd: int) -> int:  # noqa: FBT001
+    # Not recursive: an overlay refuses a lower folder with locked mounts below it.
     try:
-        libc.mount_setattr(
-            "",
-            dir_fd=tree,
-            flags=libc.AT_EMPTY_PATH,
-            attr_set=libc.MOUNT_ATTR_IDMAP,
-            userns_fd=idmap_fd,
-        )
+        tree = libc.open_tree(source, flags=_CLONE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # An ordinary user's clone may not show what a mount below covers (open_tree(2)).
+        raise LaunchError(
+            f"show the notebook's folder {source}",
+            "another file system is mounted inside of it",
+            hint="start from a folder that holds no mounts, or use workspace=none",
+        ) from error
+    flags = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+    _set(tree, flags | (libc.MOUNT_ATTR_RDONLY if read_only else 0), recursive=False)
+    if shift_fd < 0:
+        return tree
+    try:
+        _shift(tree, shift_fd, recursive=False)
     except OSError as error:
         raise LaunchError(
             f"show the notebook's folder {source}",
@@ -134,7 +182,20 @@ def settle(body: dict[str, Any]) -> None:
     _tmpfs("/e", "mode=0755,size=64k")
     os.mkdir("/e/folder", 0o555)
     os.close(os.open("/e/file", os.O_CREAT | os.O_CLOEXEC, 0o444))
+    libc.mount_setattr("/e", attr_set=libc.MOUNT_ATTR_RDONLY)
     build_skeleton("/k", body)
+
+
+def keeps_attributes() -> bool:
+    """Tell whether the scratch file system has user attributes, as tmpfs does since Linux 6.6.
+
+    An overlay needs one to delete a folder of a lower layer (overlayfs.rst, opaque directories).
+    """
+    try:
+        os.setxattr("/s", "user.sandbox-kernel", b"")
+    except OSError:
+        return False
+    return True
 
 
 def _tmpfs(target: str, options: str) -> None:
@@ -154,9 +215,11 @@ def resize_scratch(disk_bytes: int) -> None:
 
 def build_skeleton(root: str, body: dict[str, Any]) -> None:
     """Make the folders, files, links and mount points of the image below `root`."""
+    is_alone = body["ids"]["kind"] == "single"  # there is nobody else who could own a folder
     for path, mode, owner in body["folders"]:
         _folder(root, path)
-        os.chown(root + path, owner, owner)
+        if not is_alone:
+            os.chown(root + path, owner, owner)
         os.chmod(root + path, mode)
     for path, is_folder in body["targets"]:
         if is_folder:

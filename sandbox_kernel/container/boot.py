@@ -17,6 +17,7 @@ from sandbox_kernel.container import build, control
 from sandbox_kernel.container.plan import RootSpec
 from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
+from sandbox_kernel.linux.idmap import IdMap
 from sandbox_kernel.linux.seccomp import cell_policy, compile_policy
 from sandbox_kernel.model import CELL_UID
 
@@ -30,7 +31,7 @@ KEPT = (libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGI
 # python -c puts the working folder, which is the notebook's, first on the path.
 _BOOT = (
     "import sys; sys.path.pop(0); sys.path.append({package!r}); "
-    "from sandbox_kernel.guest.main import main; main({fd})"
+    "from sandbox_kernel.guest.main import main; main({fd}, {cell}, {head})"
 )
 
 
@@ -73,15 +74,17 @@ def _become_guest(
         step = "descriptors"
         channel = _arrange_descriptors(channel, link_fd)
         step = "privileges"
-        drop_privileges(body["open_files"])
+        ids = IdMap.from_json(body["ids"])
+        drop_privileges(body["open_files"], is_alone=ids.kind == "single")
         step = "system call filter"
-        listener = libc.seccomp_load(compile_policy(cell_policy()), listener=True)
+        policy = cell_policy(guards_signals=ids.kind == "single")
+        listener = libc.seccomp_load(compile_policy(policy), listener=True)
         if listener is None:
             raise LaunchError(step, "no listener")
         control.send(channel, {"op": "filtered"}, (listener,))
         os.close(listener)
         step = "exec"
-        _exec(body)
+        _exec(body, ids)
     except LaunchError as error:
         control.send(channel, {"op": "failed", "step": error.step, "cause": error.cause})
     except OSError as error:
@@ -105,13 +108,17 @@ def _arrange_descriptors(channel: socket.socket, link_fd: int) -> socket.socket:
     return socket.socket(fileno=kept)
 
 
-def drop_privileges(open_files: int) -> None:
-    """Become the cell user with nothing but KEPT, none of it regainable by exec later on."""
+def drop_privileges(open_files: int, *, is_alone: bool) -> None:
+    """Become the cell user with nothing but KEPT, none of it regainable by exec later on.
+
+    `is_alone` tells that the user namespace has no other id, and allows no setgroups.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = open_files + RESERVED_FDS
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     libc.drop_bounding(KEPT)
-    os.setgroups([])
+    if not is_alone:
+        os.setgroups([])
     libc.set_keep_capabilities(True)
     os.setresgid(CELL_UID, CELL_UID, CELL_UID)
     os.setresuid(CELL_UID, CELL_UID, CELL_UID)
@@ -122,9 +129,9 @@ def drop_privileges(open_files: int) -> None:
     libc.set_no_new_privs()
 
 
-def _exec(body: dict[str, Any]) -> NoReturn:
+def _exec(body: dict[str, Any], ids: IdMap) -> NoReturn:
     os.chdir(body["cwd"])
-    program = _BOOT.format(package=body["package"], fd=GUEST_FD)
+    program = _BOOT.format(package=body["package"], fd=GUEST_FD, cell=CELL_UID, head=ids.head)
     argv = [*body["python"], "-c", program]
     env = {str(name): str(value) for name, value in body["env"]}
     os.execve(argv[0], argv, env)  # noqa: S606 - no shell, on purpose

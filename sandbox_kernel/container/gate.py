@@ -12,13 +12,28 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 from sandbox_kernel.container.build import NAMESPACES
-from sandbox_kernel.linux.notify import notify_receive, notify_respond
+from sandbox_kernel.linux.notify import Notification
 from sandbox_kernel.linux.syscalls import NUMBERS
+
+
+class Verdict(NamedTuple):
+    """What a held call gets: an errno (0: it is done already), or leave to go on by itself."""
+
+    error: int = 0
+    proceed: bool = False
+    then: Callable[[], None] = lambda: None
+    """What is to be done once the caller has its answer."""
+
+
+PROCEED = Verdict(proceed=True)
 
 _CAPSET = NUMBERS[os.uname().machine]["capset"]
 _SETNS = NUMBERS[os.uname().machine]["setns"]
+GATED = (_CAPSET, _SETNS)
 
 SEQUENCES = {
     # After exec the capabilities that came as ambient ones are effective: drop; then park.
@@ -32,7 +47,7 @@ SEQUENCES = {
 
 
 class Gate:
-    """Answer notifications; `proc` is where the session's proc is mounted."""
+    """Judge calls of `capset` and `setns`; `proc` is where the session's proc is mounted."""
 
     def __init__(self, *, proc: str) -> None:
         self._proc = proc
@@ -49,15 +64,9 @@ class Gate:
         if SEQUENCES[kind]:
             self._open[pid] = list(SEQUENCES[kind])
 
-    def answer(self, listener_fd: int) -> None:
-        """Answer one notification; the caller has read all announcements that were sent before."""
-        notification = notify_receive(listener_fd)
-        if notification is None:
-            return
-        if self._admits(notification.pid, notification.number):
-            notify_respond(listener_fd, notification.id, proceed=True)
-        else:
-            notify_respond(listener_fd, notification.id, error=errno.EPERM)
+    def judge(self, call: Notification) -> Verdict:
+        """Judge one call; the caller has read all announcements that were sent before."""
+        return PROCEED if self._admits(call.pid, call.number) else Verdict(errno.EPERM)
 
     def _admits(self, pid: int, nr: int) -> bool:
         expected = self._open.get(pid)

@@ -16,9 +16,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sandbox_kernel.container import base, boot, build, builder, control, layers
-from sandbox_kernel.container.gate import Gate
+from sandbox_kernel.container.gate import GATED, Gate
+from sandbox_kernel.container.signals import Signals
 from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
+from sandbox_kernel.linux.idmap import IdMap
+from sandbox_kernel.linux.notify import notify_receive, notify_respond
 
 
 def main(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoReturn:
@@ -29,9 +32,12 @@ def main(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoRetu
     libc.set_name("sandbox-init")
     gc.disable()  # nothing here makes cycles, and a collection would dirty pages of all forks
     try:
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        if IdMap.from_json(packet.body["ids"]).root == 0:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        # Cells may have this user too; /proc/PID/mem of init is not for them (ptrace(2)).
+        libc.set_dumpable(False)
         os.umask(0o022)
         base.settle(packet.body)
         init = Init(sock, packet, monitor_fd)
@@ -57,6 +63,7 @@ class Init:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._start_message = packet.body
         self._gate = Gate(proc="/p")
+        self._signals = Signals(proc="/p")
         self._poll = select.poll()
         for fd in (self._sock.fileno(), self._wake, monitor_fd):
             self._poll.register(fd, select.POLLIN)
@@ -90,10 +97,20 @@ class Init:
             ready.pop(self._sock.fileno(), 0)
             for listener_fd, events in ready.items():
                 if events & select.POLLIN:
-                    self._gate.answer(listener_fd)
+                    self._answer(listener_fd)
                 else:  # POLLHUP: no process is under this filter any more
                     self._poll.unregister(listener_fd)
                     os.close(listener_fd)
+
+    def _answer(self, listener_fd: int) -> None:
+        """Answer a system call that the filter holds."""
+        call = notify_receive(listener_fd)
+        if call is None:
+            return
+        judge = self._gate if call.number in GATED else self._signals
+        verdict = judge.judge(call)
+        notify_respond(listener_fd, call.id, error=verdict.error, proceed=verdict.proceed)
+        verdict.then()
 
     def _start_guest(self, link_fd: int, layer: int) -> None:
         pid, listener_fd = boot.start_guest(
@@ -102,7 +119,9 @@ class Init:
         self._poll.register(listener_fd, select.POLLIN)
         self._gate.announce(pid, "boot")
         self._watched.add(pid)
-        self._reply({"op": "started", "layer": layer})
+        about = {name: self._start_message[name] for name in ("ids", "ids_why")}
+        about["keeps_attributes"] = base.keeps_attributes()
+        self._reply({"op": "started", "layer": layer, **about})
 
     def _boot(self, packet: control.Packet) -> None:
         try:

@@ -6,6 +6,7 @@ killed, init ends (its control channel closes, or it was the one), the kernel of
 everything in its PID namespace, and the monitor removes the cgroups. It then ends itself.
 
 The start message (`start_message` in `session.start` makes it) comes over the control channel.
+It holds the first of the ids that root gives the session, or none: then this is an ordinary user.
 """
 
 from __future__ import annotations
@@ -14,24 +15,12 @@ import os
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from sandbox_kernel.container import base, control, init
-from sandbox_kernel.errors import LaunchError
-from sandbox_kernel.linux import libc
-from sandbox_kernel.model import CELL_UID
-
-ID_COUNT = 1024
-"""How many user ids a session has; 0, 1000 and 1001 are in use."""
-
-_NAMESPACES = (
-    libc.CLONE_NEWUSER
-    | libc.CLONE_NEWPID
-    | libc.CLONE_NEWNS
-    | libc.CLONE_NEWIPC
-    | libc.CLONE_NEWUTS
-    | libc.CLONE_NEWNET
-)
+from sandbox_kernel.container import control, stage
+from sandbox_kernel.container.launch import launch
+from sandbox_kernel.errors import HostError, LaunchError
+from sandbox_kernel.linux import idmap, libc
 
 
 def main(control_fd: int) -> NoReturn:
@@ -45,8 +34,8 @@ def main(control_fd: int) -> NoReturn:
         sys.exit(0)
     try:
         pid = _start(sock, packet)
-    except (OSError, LaunchError) as error:
-        control.send(sock, {"op": "failed", **_words(error)})
+    except (OSError, HostError, LaunchError) as error:
+        control.send(sock, {"op": "failed", **stage.words(error)})
         _remove(packet.body["cgroups"])
         sys.exit(1)
     sock.close()
@@ -56,69 +45,14 @@ def main(control_fd: int) -> NoReturn:
     sys.exit(0)
 
 
-def _words(error: OSError | LaunchError) -> dict[str, str]:
-    if isinstance(error, LaunchError):
-        return {"step": error.step, "cause": error.cause, "hint": error.hint}
-    where = f" ({error.filename})" if error.filename else ""
-    return {"step": "set up the session", "cause": f"{error.strerror}{where}"}
-
-
 def _start(sock: socket.socket, packet: control.Packet) -> int:
-    body = packet.body
-    libc.unshare(libc.CLONE_NEWNS)
-    idmap_fd = _idmap(body) if body["idmap"] else -1
-    workspace = (body["workspace"], body["workspace_mode"] != "rw") if body["workspace"] else None
-    base.attach_host_side([tuple(bind) for bind in body["binds"]], workspace, idmap_fd)
-    if idmap_fd >= 0:
-        os.close(idmap_fd)
-    ready, go = os.pipe()
-    pid = libc.clone(_NAMESPACES)
-    if pid == 0:
-        os.close(go)
-        if os.read(ready, 1):
-            init.main(sock, packet, ready)
-        os._exit(1)
-    os.close(ready)
-    for kind in ("uid", "gid"):
-        _map_ids(pid, kind, (0, body["first_id"], ID_COUNT))
-    for path in body["init_cgroups"]:
-        _write(f"{path}/cgroup.procs", str(pid))
-    os.write(go, b"g")  # and never close it: its end tells init that we are dead
-    return pid
-
-
-def _idmap(body: dict[str, Any]) -> int:
-    """Give a user namespace that shows files of the folder's owner as the cell user's."""
-    cell_id = body["first_id"] + CELL_UID
-    ready, go = os.pipe()
-    pid = libc.clone(libc.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(go)
-        os.read(ready, 1)  # until the parent has taken the namespace, or died
-        os._exit(0)
-    os.close(ready)
-    try:
-        _map_ids(pid, "uid", (body["workspace_owner"], cell_id, 1))
-        _map_ids(pid, "gid", (body["workspace_group"], cell_id, 1))
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(go)
-        os.waitpid(pid, 0)
-
-
-def _map_ids(pid: int, kind: str, extent: tuple[int, int, int]) -> None:
-    """Map ids of a new user namespace once for all: (inside, outside, count)."""
-    _write(f"/proc/{pid}/{kind}_map", " ".join(map(str, extent)))
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        os.close(fd)
+    """Start init, or the stage of an ordinary user that does; return the child's pid."""
+    first_id = packet.body["first_id"]
+    if first_id is None:
+        return stage.start(sock, packet)
+    ids = idmap.high(first_id)
+    packet.body |= {"ids": ids.as_json(), "ids_why": ""}
+    return launch(sock, packet, ids)
 
 
 def _remove(cgroups: list[str]) -> None:

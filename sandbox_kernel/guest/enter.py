@@ -2,6 +2,8 @@
 
 Four capabilities of the session's user namespace stay in the permitted set for this. `capset` and
 `setns` are answered by init's gate, so outside of the announced moment all of this is EPERM.
+
+Where the session has one id only, cells and heads share it: then init guards their signals.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import os
 
 from sandbox_kernel.linux import libc
-from sandbox_kernel.model import CELL_UID, HEAD_UID
 
 _KEPT = libc.cap_mask((libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGID))
 
@@ -20,12 +21,12 @@ def drop_at_boot() -> None:
     libc.capset(0, _KEPT, 0)
 
 
-def enter(namespace_fds: list[int]) -> None:
+def enter(namespace_fds: list[int], uid: int) -> None:
     """Join the namespaces of a container and become the cell's user."""
     libc.capset(_KEPT, _KEPT, 0)
     for fd in namespace_fds:
         libc.setns(fd)
-    _become(CELL_UID)
+    _become(uid)
     libc.capset(0, _KEPT, 0)
     for fd in namespace_fds:
         os.close(fd)
@@ -33,10 +34,10 @@ def enter(namespace_fds: list[int]) -> None:
     libc.set_dumpable(True)
 
 
-def park() -> None:
+def park(uid: int) -> None:
     """Become the head's user, out of reach of every cell: kill, ptrace and /proc are EPERM."""
     libc.capset(_KEPT, _KEPT, 0)
-    _become(HEAD_UID)
+    _become(uid)
     libc.capset(0, _KEPT, 0)
     libc.set_dumpable(False)
 
@@ -46,9 +47,13 @@ def _become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def new_group() -> None:
-    """Lead a process group of one's own, so that an interrupt reaches a cell's subprocesses too."""
-    os.setpgid(0, 0)
+def new_session() -> None:
+    """Lead a process group of one's own, so that an interrupt reaches a cell's subprocesses too.
+
+    And a session of one's own: within a session a cell could join the group of a head, and have
+    Linux send it SIGHUP, whoever its user is, by leaving a stopped job there (setpgid(2)).
+    """
+    os.setsid()
 
 
 def adopt(fd: int, number: int) -> None:

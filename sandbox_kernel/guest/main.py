@@ -33,7 +33,7 @@ FDS_NEEDED = 16
 """How many descriptors it takes to fork a child and to enter a container, with some to spare."""
 
 
-def main(link_fd: int) -> NoReturn:
+def main(link_fd: int, cell_uid: int, head_uid: int) -> NoReturn:
     """Boot the first guest of a session and serve for ever."""
     enter.drop_at_boot()
     libc.set_name("python")
@@ -50,8 +50,8 @@ def main(link_fd: int) -> NoReturn:
     gc.freeze()
     # Only now: a json.py in the notebook's folder is for the notebook, not for us.
     sys.path.insert(0, "")
-    enter.park()
-    guest = Guest(link, requests)
+    enter.park(head_uid)
+    guest = Guest(link, requests, (cell_uid, head_uid))
     link.send({"op": "parked", "threads": threads.quiesce()})
     guest.serve()
 
@@ -59,8 +59,9 @@ def main(link_fd: int) -> NoReturn:
 class Guest:
     """One interpreter and its link."""
 
-    def __init__(self, link: Link, requests: Any) -> None:
+    def __init__(self, link: Link, requests: Any, uids: tuple[int, int]) -> None:
         self._link = link
+        self._cell_uid, self._head_uid = uids
         self._requests = requests
         self._children: dict[int, int] = {}
         self._files: dict[int, str] = {}
@@ -128,13 +129,13 @@ class Guest:
             enter.adopt(fd, number)
         self._link.__init__(socket.socket(fileno=LINK_FD))  # type: ignore[misc]
         streams.forget_current()
-        enter.new_group()
+        enter.new_session()
         self._link.send({"op": "hello"})
 
     def _do_enter(self, frame: Frame) -> None:
         """Step into a container and get ready for one request."""
         fds, self._link.fds = self._link.fds, []
-        enter.enter(fds)
+        enter.enter(fds, self._cell_uid)
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")  # whoever runs out of memory: the cell, never a head
         self._link.send({"op": "ready", "notes": self._settle()})
@@ -222,7 +223,7 @@ class Guest:
     def _do_park(self, frame: Frame) -> None:
         """Become the head: out of the reach of the cells to come."""
         self._place = _current_folder()
-        enter.park()
+        enter.park(self._head_uid)
         self._parked = True
         self._link.send({"op": "parked", "threads": []})
 

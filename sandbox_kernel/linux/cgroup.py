@@ -1,57 +1,44 @@
 """Find this process' own cgroups, and make the groups of sessions below them.
 
 Three layouts: `v2` (one tree), `v1` (a hierarchy per controller), `hybrid` (limits on v1, and a
-v2 tree for kill, freeze and events). Nothing is ever made outside of the own groups. Out of
-scope: asking systemd for a delegated scope, which whoever starts Jupyter does.
+v2 tree for kill, freeze and events). Nothing is ever made outside of the own groups; on v2 the
+own group may be a scope that systemd made when it was asked (`CgroupTree.acquire`).
 """
 
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux import cgroup_v1, cgroup_v2
 from sandbox_kernel.linux.cgroup_files import CgroupFiles
-from sandbox_kernel.linux.cgroup_group import (
-    LIMITS,
-    Cgroup,
-    CgroupUsage,
-    Node,
-    Roles,
-    checked_name,
-)
+from sandbox_kernel.linux.cgroup_group import Cgroup, CgroupUsage
+from sandbox_kernel.linux.cgroup_io import block_devices
+from sandbox_kernel.linux.cgroup_names import checked_name, is_left_over, session_name
+from sandbox_kernel.linux.cgroup_own import OwnGroup
+from sandbox_kernel.linux.cgroup_roles import IO, LIMITS, Node, Reason, Roles, remedy_for
 from sandbox_kernel.linux.mountinfo import Hierarchy, find_hierarchies, parse_mounts, parse_own
+from sandbox_kernel.linux.scope import delegation_remedy, enter_scope
 
-__all__ = ["Cgroup", "CgroupTree", "CgroupUsage", "session_name"]
+__all__ = ["Cgroup", "CgroupTree", "CgroupUsage", "block_devices", "session_name"]
 
 ACCOUNTING = "cpu accounting"
-DELEGATE_HINT = (
-    "start Jupyter in a delegated scope: systemd-run --user --scope -p Delegate=yes jupyter lab; "
-    "for cpu limits root first adds 'Delegate=cpu memory pids' to user@.service"
-)
 V1_HINT = (
     "ordinary users cannot write cgroup v1: run as root, "
     "or boot with systemd.unified_cgroup_hierarchy=1"
 )
-_SESSION = re.compile(r"sandbox-kernel-(\d+)-(\d+)-.+")
-
-
-def session_name(session_id: str) -> str:
-    """Name a session's group after its owner, this process, so that `sweep` can tell the dead.
-
-    Pid and start time (in clock ticks since boot) are as /proc shows them.
-    """
-    text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-    pid = text.partition(" ")[0]
-    return checked_name(f"sandbox-kernel-{pid}-{_start_time(text)}-{session_id}")
-
-
-def _start_time(stat: str) -> int:
-    """Give field 22 of /proc/PID/stat; the command name in field 2 may hold anything."""
-    return int(stat.rpartition(")")[2].split()[19])
+MOUNT_HINT = (
+    "mount a v2 tree: mount -t cgroup2 none /sys/fs/cgroup; inside of another container start that "
+    "one with a cgroup namespace of its own"
+)
+_UNSEEN = "mounted nowhere, or not so that the own group can be seen"
+_V1_NAMES = {"blkio": "io"}
+"""What v1 calls otherwise."""
+_SYSTEMD = "run/systemd/system"
+"""The folder that is there where systemd is PID 1."""
 
 
 class CgroupTree:
@@ -60,11 +47,16 @@ class CgroupTree:
     def __init__(self, hierarchies: list[Hierarchy], *, files: CgroupFiles, proc: Path) -> None:
         self._v1 = [h for h in hierarchies if not h.unified]
         self._v2 = next((h for h in hierarchies if h.unified), None)
+        self.own = None if self._v2 is None else OwnGroup(self._v2, files=files, proc=proc)
         self._files = files
         self._proc = proc
-        self._on_v2: frozenset[str] | None = None
-        self._vacated = False
-        self._reasons: dict[str, str] = {}
+        self._tried: set[str] = set()
+        self._on_v2: set[str] = set()
+        self._reasons: dict[str, Reason] = {}
+        self.scope = ""
+        """The systemd unit that `acquire` asked for; empty where none was needed."""
+        self.remark = ""
+        """Why root goes on in its own group, though systemd may not know of it; mostly empty."""
 
     @classmethod
     def detect(
@@ -74,7 +66,7 @@ class CgroupTree:
         root: Path = Path("/"),
         files: CgroupFiles | None = None,
     ) -> CgroupTree:
-        """Read the layout of this host; `root` is put before every mount point."""
+        """Read the layout of this host, and change nothing; `root` is before every mount point."""
         mounts = parse_mounts((proc / "self/mountinfo").read_text(encoding="utf-8"))
         own = parse_own((proc / "self/cgroup").read_text(encoding="utf-8"))
         prefix = str(root).rstrip("/")
@@ -85,8 +77,52 @@ class CgroupTree:
             # into this leaf; the group that was delegated is the one above.
             if hierarchy.unified and os.path.basename(path) == cgroup_v2.SUPERVISOR:
                 path = os.path.dirname(path)
-            found.append(replace(hierarchy, own=path))
+            found.append(replace(hierarchy, own=path, mount_point=prefix + hierarchy.mount_point))
         return cls(found, files=files or CgroupFiles(), proc=proc)
+
+    @classmethod
+    def acquire(
+        cls,
+        *,
+        proc: Path = Path("/proc"),
+        root: Path = Path("/"),
+        files: CgroupFiles | None = None,
+        ask: Callable[[], str] = enter_scope,
+    ) -> CgroupTree:
+        """Give a tree below whose own group sessions may be made; asks systemd where needed.
+
+        On v2 this process may be in another cgroup afterwards: call it once, before any other
+        process is started. The own group is kept where groups can be made in it and systemd has
+        delegated it or is not there. Raises HostError where an ordinary user gets none; root
+        goes on in place.
+        """
+        tree = cls.detect(proc=proc, root=root, files=files)
+        if tree.layout != "v2" or tree.own is None:
+            return tree  # v1 is root's, and has no rule about who may hold processes
+        is_root, has_systemd = os.geteuid() == 0, (root / _SYSTEMD).is_dir()
+        own = tree.own
+        why = own.refusal()
+        if not why and has_systemd and not own.is_delegated():
+            why = f"{own.path} is not delegated"
+        if not why or (is_root and not has_systemd):
+            return tree
+        try:
+            scope = ask()
+            tree = cls.detect(proc=proc, root=root, files=files)
+            refusal = tree.own.refusal() if tree.own else "the v2 tree is gone"
+            if refusal:
+                raise HostError(f"{scope} cannot be used: {refusal}", hint=delegation_remedy())
+        except HostError as error:
+            if not is_root:
+                raise HostError(
+                    f"no cgroup for this kernel: its own cannot be used, {why}; "
+                    f"and systemd gives none, {error.message}",
+                    hint=f"{error.hint}; or {delegation_remedy(own.path)}",
+                ) from error
+            tree.remark = f"{why}; {error.message}"
+        else:
+            tree.scope = scope
+        return tree
 
     @property
     def layout(self) -> str:
@@ -96,19 +132,19 @@ class CgroupTree:
             return "v1" if self._v2 is None else "hybrid"
         return "none" if self._v2 is None else "v2"
 
-    def session(self, name: str) -> Cgroup:
+    def session(self, name: str, *, io: bool = False) -> Cgroup:
         """Make the group of a session below the own one, in every hierarchy that allows it.
 
-        A limit whose hierarchy does not is refused by `Cgroup.limit`; `missing` says why.
-        Raises HostError where no hierarchy does, or where the group exists.
+        A limit whose hierarchy does not is refused by `Cgroup.limit`, which says why; limits of
+        disk traffic need `io`. Raises HostError where no hierarchy does, or the group exists.
         """
         checked_name(name)
-        if self._on_v2 is None:
-            self._on_v2 = self._prepare_v2()
+        wanted = {*LIMITS.values(), *([IO] if io else [])}
+        self._prepare(wanted)
         nodes: list[Node] = []
         try:
             for hierarchy in self._ordered():
-                if self._needed(hierarchy, nodes):
+                if self._needed(hierarchy, wanted, nodes):
                     self._make(hierarchy, name, nodes)
         except OSError as error:
             for node in nodes:
@@ -116,18 +152,24 @@ class CgroupTree:
                 self._files.remove_dir(node.path)
             raise HostError(f"cannot make cgroup {name}: {error.strerror}") from error
         if not nodes:
-            why = "; ".join(sorted(set(self._reasons.values()))) or "none is mounted"
-            raise HostError(f"no cgroup can be made on this host: {why}", hint=DELEGATE_HINT)
-        return Cgroup(self._files, name, tuple(nodes), self._roles(nodes), depth=0)
+            raise self._none_made()
+        return Cgroup(self._files, name, tuple(nodes), self._roles(nodes, wanted), depth=0)
+
+    def _none_made(self) -> HostError:
+        """Word the error for a session that no hierarchy takes."""
+        reasons = set(self._reasons.values())
+        why = "; ".join(sorted({r.why for r in reasons})) or "none is mounted"
+        hint = "; ".join(sorted({r.hint for r in reasons if r.hint}))
+        return HostError(f"no cgroup can be made on this host: {why}", hint=hint)
 
     def _ordered(self) -> list[Hierarchy]:
         """Put the v2 tree first, and the freezer last: it is needed by what the others lack."""
         first = [self._v2] if self._v2 is not None else []
         return first + sorted(self._v1, key=lambda h: ("freezer" in h.controllers, h.own))
 
-    def _needed(self, hierarchy: Hierarchy, made: list[Node]) -> bool:
+    def _needed(self, hierarchy: Hierarchy, wanted: set[str], made: list[Node]) -> bool:
         """Tell whether a session needs a directory there; each costs every cell 20-40 us."""
-        if hierarchy.unified or hierarchy.controllers & set(LIMITS.values()):
+        if hierarchy.unified or _names(hierarchy) & wanted:
             return True
         unified = next((n for n in made if n.unified), None)
         if "cpuacct" in hierarchy.controllers:
@@ -144,25 +186,24 @@ class CgroupTree:
         except FileExistsError:
             raise
         except OSError as error:
-            hint = DELEGATE_HINT if hierarchy.unified else V1_HINT
-            here = self._on_v2 or frozenset() if hierarchy.unified else hierarchy.controllers
-            for controller in here:
-                self._reasons[controller] = f"{path}: {error.strerror} ({hint})"
+            hint = delegation_remedy(path) if hierarchy.unified else V1_HINT
+            reason = Reason(f"{path}: {error.strerror}", remedy_for(error, hint))
+            lost = {*self._on_v2, "v2 tree"} if hierarchy.unified else _names(hierarchy)
+            self._reasons |= dict.fromkeys(lost, reason)
             return
         nodes.append(Node(path, fd, hierarchy.unified))
         if "memory" in hierarchy.controllers:
             cgroup_v1.count_below(self._files, fd)
 
-    def _roles(self, nodes: list[Node]) -> Roles:
-        """Tell which of the directories does what."""
+    def _roles(self, nodes: list[Node], wanted: set[str]) -> Roles:
+        """Tell which of the directories does what; the v2 tree only what this session wants."""
         index: dict[str, int] = {}
         unified = next((i for i, node in enumerate(nodes) if node.unified), None)
-        controllers_of = {h.own: h.controllers for h in self._v1}
+        names_of = {h.own: _names(h) for h in self._v1}
         for i, node in enumerate(nodes):
             if not node.unified:
-                for controller in controllers_of[os.path.dirname(node.path)]:
-                    index[controller] = i
-        on_v2 = self._on_v2 or frozenset()
+                index |= dict.fromkeys(names_of[os.path.dirname(node.path)], i)
+        on_v2 = frozenset(self._on_v2 & wanted) if unified is not None else frozenset()
         if unified is not None:
             index |= dict.fromkeys([*on_v2, "cpuacct"], unified)
             if self._files.has(nodes[unified].fd, "cgroup.freeze"):
@@ -172,119 +213,48 @@ class CgroupTree:
             memory=index.get("memory"),
             cpu=index.get("cpu"),
             pids=index.get("pids"),
+            io=index.get("io"),
             cpuacct=index.get("cpuacct"),
             freezer=index.get("freezer"),
-            v2_controllers=on_v2 if unified is not None else frozenset(),
+            v2_controllers=on_v2,
+            reasons={c: reason for c, reason in self._reasons.items() if c in wanted},
         )
 
-    def _prepare_v2(self) -> frozenset[str]:
-        """Enable, for groups below the own one, the controllers that no v1 hierarchy has.
+    def _prepare(self, wanted: set[str]) -> None:
+        """Enable on v2, for groups below the own one, the controllers that no v1 hierarchy has.
 
-        Return those that are; note the reason for each other.
+        Note which are, and the reason for each other.
         """
-        wanted = set(LIMITS.values()).difference(*(h.controllers for h in self._v1))
-        if not wanted or self._v2 is None:
-            self._reasons |= {c: f"controller {c} is mounted nowhere" for c in wanted}
-            return frozenset()
-        own = self._v2.own
-        try:
-            fd = self._files.open_dir(own)
-        except OSError as error:
-            self._reasons |= dict.fromkeys(wanted, f"{own}: {error.strerror} ({DELEGATE_HINT})")
-            return frozenset()
-        try:
-            offered = wanted & cgroup_v2.offered(self._files, fd)
-            for controller in wanted - offered:
-                reason = f"controller {controller} is not delegated to {own} ({DELEGATE_HINT})"
-                self._reasons[controller] = reason
-            return frozenset(self._enable(fd, own, offered))
-        finally:
-            os.close(fd)
-
-    def _enable(self, fd: int, own: str, offered: set[str]) -> set[str]:
-        """Enable controllers in the own group, which may not hold processes for that."""
-        todo = offered - cgroup_v2.enabled(self._files, fd)
-        failed: dict[str, str] = {}
-        try:
-            if todo and not cgroup_v2.is_root(self._files, fd):
-                self._vacate(fd, own)
-        except (OSError, HostError) as error:
-            failed = {c: f"cannot enable controller {c} in {own}: {error}" for c in todo}
-        else:
-            for controller, refusal in cgroup_v2.enable(self._files, fd, todo).items():
-                failed[controller] = f"cannot enable controller {controller} in {own}: {refusal}"
-        for controller, text in failed.items():
-            self._reasons[controller] = f"{text} ({DELEGATE_HINT})"
-        return offered - failed.keys()
-
-    def _vacate(self, fd: int, own: str) -> None:
-        """Move the processes of the own group, this one among them, into a leaf below it."""
-        pids = cgroup_v2.members(self._files, fd)
-        foreign = [pid for pid in pids if not self._is_ours(pid)]
-        if foreign:
-            raise HostError(f"it holds processes of other users or namespaces: {foreign}")
-        if not pids:
+        todo = wanted.difference(self._tried, *map(_names, self._v1))
+        self._tried |= todo
+        if not todo:
             return
-        leaf = f"{own}/{cgroup_v2.SUPERVISOR}"
-        try:
-            leaf_fd = self._files.make_dir(leaf)
-        except FileExistsError:
-            leaf_fd = self._files.open_dir(leaf)  # of another kernel in the same group
+        if self.own is None:
+            reasons = {c: Reason(f"controller {c} is {_UNSEEN}", MOUNT_HINT) for c in todo}
         else:
-            self._vacated = True
-        try:
-            cgroup_v2.move_all(self._files, fd, leaf_fd)
-        finally:
-            os.close(leaf_fd)
+            reasons = self.own.enable(todo)
+            self._on_v2 |= todo - reasons.keys()
+        self._reasons |= reasons
 
-    def _is_ours(self, pid: int) -> bool:
-        """Tell whether a process has the own user, or has just ended."""
-        if pid == 0:  # outside of the own PID namespace
-            return False
-        try:
-            status = (self._proc / str(pid) / "status").read_text(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        # Not the owner of /proc/PID: that is root where the process is not dumpable.
-        line = next(line for line in status.splitlines() if line.startswith("Uid:"))
-        return int(line.split()[1]) == os.getuid()
-
-    def _return(self) -> None:
-        """Undo `_vacate` and `_enable`, after a probe by a process that needs no session."""
-        if self._v2 is None or not self._vacated:
-            return
-        leaf = f"{self._v2.own}/{cgroup_v2.SUPERVISOR}"
-        fd, leaf_fd = self._files.open_dir(self._v2.own), self._files.open_dir(leaf)
-        try:
-            for controller in self._on_v2 or ():
-                self._files.write(fd, "cgroup.subtree_control", f"-{controller}")
-            cgroup_v2.move_all(self._files, leaf_fd, fd)
-            self._files.remove_dir(leaf)
-        except OSError:
-            # A kernel that started meanwhile has groups there and lives in the leaf: let it.
-            pass
-        finally:
-            os.close(fd)
-            os.close(leaf_fd)
-        self._on_v2, self._vacated = None, False
-
-    def missing(self) -> dict[str, str]:
+    def missing(self, *, io: bool = False) -> dict[str, str]:
         """Say which of `memory`, `cpus`, `processes` and `cpu accounting` do not work, and why.
 
-        Tries each in a probe group. On v2 this process may have to leave its group for that;
-        it is put back unless `session` was called before.
+        Tries each in a probe group; with `io` that too. On v2 this process may have to leave its
+        group for that; it is put back unless `session` was called before.
         """
-        was_prepared = self._on_v2 is not None
+        was_prepared = bool(self._tried)
+        limits = {limit: c for limit, c in _ALL.items() if io or c != IO}
         try:
-            probe = self.session(session_name("probe"))
+            probe = self.session(session_name("probe"), io=io)
         except HostError as error:
-            return {limit: self._reasons.get(c, str(error)) for limit, c in _ALL.items()}
+            return {limit: str(self._reasons.get(c, error)) for limit, c in limits.items()}
         try:
             with probe:
-                return self._try_limits(probe)
+                return {k: v for k, v in self._try_limits(probe).items() if k in limits}
         finally:
-            if not was_prepared:
-                self._return()
+            if not was_prepared and self.own is not None:
+                self.own.restore()
+                self._tried, self._on_v2 = set(), set()
 
     def _try_limits(self, probe: Cgroup) -> dict[str, str]:
         """Set each limit on a group as a cell has it."""
@@ -298,7 +268,9 @@ class CgroupTree:
                 try:
                     cell.limit(memory_bytes=values[0], cpus=values[1], processes=values[2])
                 except HostError as error:
-                    missing[limit] = self._reasons.get(LIMITS[limit], str(error))
+                    missing[limit] = str(self._reasons.get(LIMITS[limit], error))
+            if not cell.can("io"):
+                missing[IO] = str(self._reasons.get(IO, "it was not asked for"))
             if not cell.counts_cpu:
                 missing[ACCOUNTING] = f"neither a v2 tree nor cpuacct can be written ({V1_HINT})"
         return missing
@@ -329,21 +301,12 @@ class CgroupTree:
             names = self._files.subdirs(fd)
         finally:
             os.close(fd)
-        return [n for n in names if (m := _SESSION.fullmatch(n)) and not self._alive(m[1], m[2])]
-
-    def _alive(self, pid: str, start_time: str) -> bool:
-        """Tell whether the process that was started then is still there."""
-        try:
-            stat = (self._proc / pid / "stat").read_text(encoding="utf-8", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        state = stat.rpartition(")")[2].split()[0]
-        # A zombie is dead, though its client has not waited for it yet.
-        return state not in "ZX" and _start_time(stat) == int(start_time)
+        return [name for name in names if is_left_over(name, self._proc)]
 
     def _sweep_one(self, name: str, nodes: list[Node]) -> bool:
         """Kill and remove one left-over; tell whether it is gone."""
-        group = Cgroup(self._files, name, tuple(nodes), self._roles(nodes), depth=0)
+        roles = self._roles(nodes, set())  # it gets no limits any more
+        group = Cgroup(self._files, name, tuple(nodes), roles, depth=0)
         try:
             pids = group.processes()
             # A kernel in another PID namespace has another idea of its pid: whoever shows as 0,
@@ -359,7 +322,12 @@ class CgroupTree:
         return True
 
 
-_ALL = LIMITS | {ACCOUNTING: "cpuacct"}
+def _names(hierarchy: Hierarchy) -> set[str]:
+    """Give the controllers of a v1 hierarchy as v2 calls them."""
+    return {_V1_NAMES.get(name, name) for name in hierarchy.controllers}
+
+
+_ALL = {**LIMITS, IO: IO, ACCOUNTING: "cpuacct"}
 _TRIALS: dict[str, tuple[int | None, float | None, int | None]] = {
     "memory": (64 * 1024**2, None, None),
     "cpus": (None, 0.02, None),  # v1 refuses more than a group above has

@@ -5,6 +5,7 @@ Errors are plain OSError: `cgroup_group` and `cgroup` say what they mean.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 READ_BYTES = 16384
@@ -66,6 +67,22 @@ class CgroupFiles:
             os.write(fd, text.encode("ascii"))
         finally:
             os.close(fd)
+
+    def open_for_writing(self, dir_fd: int, name: str) -> None:
+        """Raise the error that writing would meet for want of rights; write nothing."""
+        os.close(os.open(name, os.O_WRONLY, dir_fd=dir_fd))
+
+    def is_marked_delegated(self, path: str) -> bool:
+        """Tell whether systemd has marked the group as delegated; only root reads `trusted`."""
+        for name in ("user.delegate", "trusted.delegate"):
+            with contextlib.suppress(OSError):  # not set, not supported, or not for this user
+                if os.getxattr(path, name) == b"1":
+                    return True
+        return False
+
+    def owner(self, path: str) -> int:
+        """Give the user id that owns a group's directory."""
+        return os.stat(path).st_uid
 
     def has(self, dir_fd: int, name: str) -> bool:
         """Tell whether this kernel offers the file."""

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import TracebackType
 
-from sandbox_kernel.errors import ConfigError, HostError
-from sandbox_kernel.linux import cgroup_end, cgroup_v1, cgroup_v2
+from sandbox_kernel.errors import HostError
+from sandbox_kernel.linux import cgroup_end, cgroup_v2
 from sandbox_kernel.linux.cgroup_files import CgroupFiles, keyed
+from sandbox_kernel.linux.cgroup_io import Device
+from sandbox_kernel.linux.cgroup_limits import GroupLimits
+from sandbox_kernel.linux.cgroup_names import checked_name
+from sandbox_kernel.linux.cgroup_roles import LIMIT_HINT, Node, Roles, failure
 
-LIMITS = {"memory": "memory", "cpus": "cpu", "processes": "pids"}
-"""The controller behind each limit."""
-LIMIT_HINT = "run `sandbox-kernel doctor` to see what this host offers, or waive this limit"
+__all__ = ["Cgroup", "CgroupUsage", "Node", "Roles"]
+
 FREEZE_TIMEOUT_S = 2.0
 REMOVE_TIMEOUT_S = 5.0
-MIN_CPUS = 0.01
 _GONE = (errno.ENOENT, errno.ENODEV)
 """A removed group: its directory has no files any more, and open ones read as no device."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class CgroupUsage:
     """What a group used; None where the host does not count it, 0 for a missing controller.
 
     `oom_kills` counts processes of this very group that the kernel killed for memory, whether
-    its own limit or one above was hit; `oom_events` how often its own limit was (v1 counts the
+    its own limit or one above was hit (where v2 kills the whole group, the first one counts
+    twice); `oom_events` how often its own limit was (v1 counts the
     kills instead); `fork_denials` the forks that the process limit refused.
     """
 
@@ -44,39 +45,6 @@ class CgroupUsage:
     oom_kills: int
     oom_events: int
     fork_denials: int
-
-
-@dataclass(frozen=True)
-class Node:
-    """The directory of a group in one hierarchy; `fd` is owned by the `Cgroup`."""
-
-    path: str
-    fd: int
-    unified: bool
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which node does what, as indices; the same for a session and all groups below it."""
-
-    unified: int | None
-    memory: int | None
-    cpu: int | None
-    pids: int | None
-    cpuacct: int | None
-    freezer: int | None
-    v2_controllers: frozenset[str] = frozenset()
-    """The controllers that children need to be given by their parent in the v2 tree."""
-
-
-def checked_name(name: str) -> str:
-    """Return `name` if it can be a group's; raise ConfigError (no dot: files have one)."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of a cgroup",
-            hint="use letters, digits, '-' and '_', at most 200",
-        )
-    return name
 
 
 class Cgroup:
@@ -93,6 +61,7 @@ class Cgroup:
         self._files = files
         self._nodes = nodes
         self._roles = roles
+        self._limits = GroupLimits(files, nodes, roles)
         self._depth = depth
         self._holds_processes = False
         self._has_children = False
@@ -124,6 +93,10 @@ class Cgroup:
         """The directories, for whoever has to remove them after this process' death."""
         return tuple(node.path for node in self._nodes)
 
+    def can(self, controller: str) -> bool:
+        """Tell whether a controller (`memory`, `cpu`, `pids`, `io`) limits this group."""
+        return getattr(self._roles, controller) is not None
+
     @property
     def counts_cpu(self) -> bool:
         """Tell whether `usage` knows the cpu time."""
@@ -148,7 +121,7 @@ class Cgroup:
             except OSError as error:
                 self._undo(nodes)
                 hint = "choose another name" if error.errno == errno.EEXIST else LIMIT_HINT
-                raise self._failure(f"make group {name} in", node, error, hint) from error
+                raise failure(f"make group {name} in", node, error, hint) from error
             nodes.append(Node(f"{node.path}/{name}", fd, node.unified))
         return Cgroup(self._files, name, tuple(nodes), self._roles, depth=self._depth + 1)
 
@@ -170,7 +143,7 @@ class Cgroup:
             wanted = set(self._roles.v2_controllers)
             for controller, error in cgroup_v2.enable(self._files, node.fd, wanted).items():
                 action = f"enable controller {controller} in"
-                raise self._failure(action, node, error, LIMIT_HINT) from error
+                raise failure(action, node, error, LIMIT_HINT) from error
         self._has_children = True
 
     def add(self, pid: int) -> None:
@@ -191,7 +164,7 @@ class Cgroup:
             except ProcessLookupError:
                 raise
             except OSError as error:
-                raise self._failure(f"move process {pid} to", node, error, LIMIT_HINT) from error
+                raise failure(f"move process {pid} to", node, error, LIMIT_HINT) from error
 
     def limit(
         self,
@@ -199,51 +172,22 @@ class Cgroup:
         memory_bytes: int | None = None,
         cpus: float | None = None,
         processes: int | None = None,
+        io_bytes_per_s: int | None = None,
+        devices: tuple[Device, ...] = (),
     ) -> None:
-        """Set the limits that are given; swap is always 0.
+        """Set the limits that are given; swap is always 0, `io` is for each of the `devices`.
 
         Raises ConfigError for a value that cannot be, HostError where it cannot be enforced.
         """
         if memory_bytes is not None:
-            node = self._limited("memory", memory_bytes, at_least=1)
-            try:
-                # Never on a session: a kill for the total would take the heads with the cell.
-                group = self._depth > 0
-                if node.unified:
-                    cgroup_v2.set_memory(self._files, node.fd, memory_bytes, oom_group=group)
-                else:
-                    cgroup_v1.set_memory(self._files, node.fd, memory_bytes)
-            except OSError as error:
-                action = f"limit memory to {memory_bytes} bytes in"
-                raise self._failure(action, node, error, LIMIT_HINT) from error
+            # Never on a session: a kill for the total would take the heads with the cell.
+            self._limits.memory(memory_bytes, oom_group=self._depth > 0)
         if cpus is not None:
-            node = self._limited("cpus", cpus, at_least=MIN_CPUS)
-            try:
-                self._driver(node).set_cpus(self._files, node.fd, cpus)
-            except OSError as error:
-                action = f"limit cpus to {cpus} in"
-                hint = "a group above may have a smaller share" if error.errno == 22 else LIMIT_HINT
-                raise self._failure(action, node, error, hint) from error
+            self._limits.cpus(cpus)
         if processes is not None:
-            node = self._limited("processes", processes, at_least=1)
-            try:
-                self._files.write(node.fd, "pids.max", str(processes))
-            except OSError as error:
-                action = f"limit processes to {processes} in"
-                raise self._failure(action, node, error, LIMIT_HINT) from error
-
-    def _limited(self, limit: str, value: float, *, at_least: float) -> Node:
-        """Give the node where a limit is set, after a look at its value."""
-        if value < at_least:
-            raise ConfigError(f"limit {limit} is {value}", hint=f"give {at_least} or more")
-        index: int | None = getattr(self._roles, LIMITS[limit])
-        if index is None:
-            raise HostError(f"this host cannot limit {limit}", hint=LIMIT_HINT)
-        return self._nodes[index]
-
-    def _driver(self, node: Node) -> ModuleType:
-        """Give the functions that speak the files of the node's hierarchy."""
-        return cgroup_v2 if node.unified else cgroup_v1
+            self._limits.processes(processes)
+        if io_bytes_per_s is not None:
+            self._limits.io(io_bytes_per_s, devices)
 
     def processes(self) -> list[int]:
         """List the processes in the group and below; empty for a removed group.
@@ -281,7 +225,7 @@ class Cgroup:
         try:
             if roles.memory is not None:
                 node = nodes[roles.memory]
-                memory = (cgroup_v2 if node.unified else cgroup_v1).memory_usage(files, node.fd)
+                memory = node.driver.memory_usage(files, node.fd)
             if roles.pids is not None:
                 node = nodes[roles.pids]
                 denials = keyed(files.read(node.fd, "pids.events"), "max")
@@ -289,9 +233,9 @@ class Cgroup:
                 peak_processes = None if peak is None else int(peak)
             if roles.cpuacct is not None:
                 node = nodes[roles.cpuacct]
-                cpu_s = (cgroup_v2 if node.unified else cgroup_v1).cpu_s(files, node.fd)
+                cpu_s = node.driver.cpu_s(files, node.fd)
         except OSError as error:
-            raise self._failure("read the usage of", node, error, "was it removed?") from error
+            raise failure("read the usage of", node, error, LIMIT_HINT) from error
         current, peak_bytes, kills, events = memory
         return CgroupUsage(cpu_s, current, peak_bytes, peak_processes, kills, events, denials)
 
@@ -306,7 +250,7 @@ class Cgroup:
                 cgroup_v2.kill(self._files, self._nodes[self._roles.unified].fd)
             except OSError as error:
                 if error.errno not in _GONE:
-                    raise self._failure("kill", self._nodes[0], error, LIMIT_HINT) from error
+                    raise failure("kill", self._nodes[0], error, LIMIT_HINT) from error
                 # No such file: the kernel is older, or the group is gone, and so its members.
             else:
                 return
@@ -326,11 +270,11 @@ class Cgroup:
             return False
         node = self._nodes[self._roles.freezer]
         try:
-            return bool(self._driver(node).freeze(self._files, node.fd, timeout_s))
+            return bool(node.driver.freeze(self._files, node.fd, timeout_s))
         except OSError as error:
             if error.errno in _GONE:
                 return True
-            raise self._failure("freeze", node, error, LIMIT_HINT) from error
+            raise failure("freeze", node, error, LIMIT_HINT) from error
 
     def thaw(self) -> None:
         """Let everything inside go on; a removed group is fine."""
@@ -338,10 +282,10 @@ class Cgroup:
             return
         node = self._nodes[self._roles.freezer]
         try:
-            self._driver(node).thaw(self._files, node.fd)
+            node.driver.thaw(self._files, node.fd)
         except OSError as error:
             if error.errno not in _GONE:
-                raise self._failure("thaw", node, error, LIMIT_HINT) from error
+                raise failure("thaw", node, error, LIMIT_HINT) from error
 
     def empty_fd(self) -> int | None:
         """Open cgroup.events of the v2 tree, None without one; the caller closes it.
@@ -352,7 +296,11 @@ class Cgroup:
         """
         if self._roles.unified is None:
             return None
-        return cgroup_v2.open_events(self._files, self._nodes[self._roles.unified].fd)
+        node = self._nodes[self._roles.unified]
+        try:
+            return cgroup_v2.open_events(self._files, node.fd)
+        except OSError as error:
+            raise failure("watch", node, error, LIMIT_HINT) from error
 
     def populated(self) -> bool:
         """Tell whether a process is inside or below."""
@@ -380,8 +328,4 @@ class Cgroup:
                 )
             except OSError as error:
                 hint = f"processes {self.processes()} are inside: kill the group first"
-                raise self._failure("remove", node, error, hint) from error
-
-    def _failure(self, action: str, node: Node, error: OSError, hint: str) -> HostError:
-        """Word an OSError of the group."""
-        return HostError(f"cannot {action} cgroup {node.path}: {error.strerror}", hint=hint)
+                raise failure("remove", node, error, hint) from error

@@ -1,4 +1,4 @@
-"""The files of the v1 controllers: memory, cpu, pids, cpuacct, freezer.
+"""The files of the v1 controllers: memory, cpu, pids, blkio, cpuacct, freezer.
 
 All functions take the files and the fd of the group's directory in that controller's hierarchy,
 and raise OSError. See Documentation/admin-guide/cgroup-v1.
@@ -63,6 +63,15 @@ def set_cpus(files: CgroupFiles, fd: int, cpus: float) -> None:
     """
     # The period of a new group is 100 ms whatever that above has, so it need not be written.
     files.write(fd, "cpu.cfs_quota_us", str(int(cpus * CPU_PERIOD_US)))
+
+
+def set_io(files: CgroupFiles, fd: int, device: tuple[int, int], bytes_per_s: int) -> None:
+    """Limit what is read from a disk, and what is written directly to it, in bytes a second.
+
+    v1 does not know who has written what waits in the page cache. Raises ENODEV, EINVAL.
+    """
+    for name in ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"):
+        files.write(fd, name, f"{device[0]}:{device[1]} {bytes_per_s}")
 
 
 def count_below(files: CgroupFiles, fd: int) -> None:

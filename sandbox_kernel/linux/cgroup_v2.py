@@ -35,6 +35,15 @@ def set_cpus(files: CgroupFiles, fd: int, cpus: float) -> None:
     files.write(fd, "cpu.max", f"{int(cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}")
 
 
+def set_io(files: CgroupFiles, fd: int, device: tuple[int, int], bytes_per_s: int) -> None:
+    """Limit what is read from a disk and written to it, in bytes a second each.
+
+    With the memory controller also what is written back later from the page cache. Raises ENODEV.
+    """
+    text = f"{device[0]}:{device[1]} rbps={bytes_per_s} wbps={bytes_per_s}"
+    files.write(fd, "io.max", text)
+
+
 def memory_usage(files: CgroupFiles, fd: int) -> tuple[int, int | None, int, int]:
     """Read memory in use, its peak (5.19), the OOM kills and the OOM events of this very group."""
     peak = files.read_optional(fd, "memory.peak")

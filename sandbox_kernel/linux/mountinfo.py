@@ -14,18 +14,22 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One mount: the directory `root` of the file system is seen at `mount_point`."""
+    """One mount: the directory `root` of the file system is seen at `mount_point`.
+
+    `source` is the device, or whatever the file system type says instead.
+    """
 
     root: str
     mount_point: str
     options: frozenset[str]
     fs_type: str
+    source: str
     super_options: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A cgroup hierarchy that is mounted, and the directory of this process' group in it.
+    """A cgroup hierarchy mounted at `mount_point`, and this process' own group in it.
 
     `controllers` are those bound to a v1 hierarchy; empty for the v2 tree, whose
     `cgroup.controllers` says what is on offer in which group.
@@ -34,6 +38,7 @@ class Hierarchy:
     own: str
     controllers: frozenset[str]
     unified: bool
+    mount_point: str
 
 
 def parse_mounts(text: str) -> list[Mount]:
@@ -50,10 +55,23 @@ def parse_mounts(text: str) -> list[Mount]:
                 mount_point=_unescape(fields[4]),
                 options=frozenset(fields[5].split(",")),
                 fs_type=tail[0],
+                source=_unescape(tail[1]),
                 super_options=frozenset(tail[2].split(",")),
             )
         )
     return mounts
+
+
+def mount_of(path: str, mounts: list[Mount]) -> Mount | None:
+    """Give the mount that an absolute path without links is on."""
+    found = None
+    for mount in mounts:
+        point = mount.mount_point.rstrip("/")
+        inside = path == point or path.startswith(point + "/")
+        # Of several at the same place the last one covers the others.
+        if inside and (found is None or len(point) >= len(found.mount_point.rstrip("/"))):
+            found = mount
+    return found
 
 
 def parse_own(text: str) -> dict[frozenset[str], str]:
@@ -75,9 +93,11 @@ def find_hierarchies(mounts: list[Mount], own: dict[frozenset[str], str]) -> lis
     """
     found = []
     for controllers, path in sorted(own.items(), key=lambda item: sorted(item[0])):
-        directory = _directory(path, _mounts_of(controllers, mounts))
-        if directory is not None:
-            found.append(Hierarchy(directory, controllers, unified=not controllers))
+        place = _place(path, _mounts_of(controllers, mounts))
+        if place is not None:
+            group, point = place
+            hierarchy = Hierarchy(group, controllers, unified=not controllers, mount_point=point)
+            found.append(hierarchy)
     return found
 
 
@@ -88,14 +108,15 @@ def _mounts_of(controllers: frozenset[str], mounts: list[Mount]) -> list[Mount]:
     return [m for m in mounts if m.fs_type == "cgroup" and controllers <= m.super_options]
 
 
-def _directory(path: str, mounts: list[Mount]) -> str | None:
-    """Find the directory that shows group `path`; writable mounts go before read-only ones."""
+def _place(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
+    """Find where group `path` is seen, and the mount; writable ones go before read-only ones."""
     if path.endswith(DELETED) or path.startswith("/.."):
         return None
     for mount in sorted(mounts, key=lambda m: "ro" in m.options):
         root = mount.root.rstrip("/")
         if path == root or path.startswith(root + "/"):
-            return (mount.mount_point + path[len(root) :]).rstrip("/")
+            own = mount.mount_point + path[len(root) :]
+            return own.rstrip("/"), mount.mount_point.rstrip("/")
     return None
 
 

@@ -16,9 +16,12 @@ from typing import NoReturn
 
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux import libc, probe_child
+from sandbox_kernel.linux.mountinfo import parse_mounts
 from sandbox_kernel.linux.notify import notify_receive, notify_respond
+from sandbox_kernel.linux.probe_remedy import NO_RIGHTS, SHOW_PROC
 from sandbox_kernel.linux.seccomp import cell_policy, compile_policy
 from sandbox_kernel.linux.syscalls import NUMBERS
+from sandbox_kernel.model import CELL_UID
 
 STAGE = "/tmp"  # noqa: S108 - only a mount point that every host has; the tmpfs on it is private
 STAGE_BYTES = 1 << 20
@@ -26,6 +29,10 @@ LOWERS = 100
 """Layers of one overlay: a session squashes its chain well before the kernel's 500."""
 OPEN_FILES = 1024
 """The default of the limit `open_files`."""
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+EMPTY_FOLDERS = ("/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd")
+"""What Linux keeps empty for a mount, so that a mount there hides nothing."""
 
 _CLONE = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC
 
@@ -43,21 +50,43 @@ def in_new_namespace(flag: int) -> probe_child.Act:
 def own_namespace() -> str:
     """Use a right that the root of a user namespace has in it, and nobody else."""
     # Ubuntu's AppArmor lets the namespace be made, and then takes every right inside away.
-    libc.unshare(libc.CLONE_NEWUTS)
-    socket.sethostname("probe")
+    try:
+        os.chroot("/")
+    except PermissionError as error:
+        raise HostError(
+            "a user namespace can be made, but its root has no rights inside of it", hint=NO_RIGHTS
+        ) from error
     return ""
 
 
 def fresh_proc() -> str:
     """Mount a proc of this PID namespace that hides the processes of others."""
+    covered = _covered()
     stage()
     # On a folder beside the host's: the kernel wants one fully visible proc in sight.
     os.mkdir("p")
     flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
-    libc.mount("proc", "p", fstype="proc", flags=flags, data="hidepid=2")
+    try:
+        libc.mount("proc", "p", fstype="proc", flags=flags, data="hidepid=2")
+    except PermissionError as error:
+        if not covered:
+            raise
+        raise HostError(
+            f"a new /proc is refused while parts of this one are covered: {', '.join(covered)}",
+            hint=SHOW_PROC,
+        ) from error
     if not os.path.exists("p/1/status"):
         raise HostError("a fresh /proc does not show this PID namespace")
     return ""
+
+
+def _covered() -> list[str]:
+    """Name what is mounted below /proc, but for folders that are there to be covered."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        points = {mount.mount_point for mount in parse_mounts(file.read())}
+    return sorted(
+        point for point in points if point.startswith("/proc/") and point not in EMPTY_FOLDERS
+    )
 
 
 def terminals() -> str:
@@ -95,9 +124,7 @@ def sized_tmpfs() -> str:
 
 
 def host_binds() -> str:
-    """Show a read-only clone of a folder of the host in a mount namespace of the host's ids."""
-    libc.unshare(libc.CLONE_NEWNS)
-    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    """Show a read-only clone of a folder of the host."""
     tree = libc.open_tree("/usr", flags=_CLONE | libc.AT_RECURSIVE)
     flags = libc.AT_EMPTY_PATH | libc.AT_RECURSIVE
     libc.mount_setattr("", dir_fd=tree, flags=flags, attr_set=libc.MOUNT_ATTR_RDONLY)
@@ -108,16 +135,73 @@ def host_binds() -> str:
     return ""
 
 
-def idmapped(folder: str, userns_fd: int) -> str:
-    """Show `folder` through the mapping of a user namespace, as a notebook's folder is."""
-    tree = libc.open_tree(folder, flags=_CLONE)
-    libc.mount_setattr(
-        "",
-        dir_fd=tree,
-        flags=libc.AT_EMPTY_PATH,
-        attr_set=libc.MOUNT_ATTR_IDMAP,
-        userns_fd=userns_fd,
-    )
+def collect_devices() -> str:
+    """Show clones of the host's devices in the folder of `stage`."""
+    trees = {name: libc.open_tree(f"/dev/{name}", flags=_CLONE) for name in DEVICES}
+    stage()
+    for name, tree in trees.items():
+        _touch(name)
+        libc.move_mount(tree, name)
+    return ""
+
+
+def use_devices() -> str:
+    """Write and read such a clone: it must be the device, in a namespace where none can be made."""
+    with open("null", "wb", buffering=0) as null, open("zero", "rb", buffering=0) as zero:
+        null.write(b"x")
+        if zero.read(1) != b"\0":
+            raise HostError("a clone of /dev/zero gives something else")
+    return ""
+
+
+def collect_folder(folder: str) -> str:
+    """Show a clone of a folder in the folder of `stage`, as a notebook's is."""
+    try:
+        tree = libc.open_tree(folder, flags=_CLONE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # In a user namespace a clone may not show what a mount below covers (open_tree(2)).
+        raise HostError(
+            f"another file system is mounted inside of {folder}",
+            hint="start Jupyter in a folder that holds no mounts, or use --workspace none",
+        ) from error
+    stage()
+    for name in ("shown", "scratch"):
+        os.mkdir(name)
+    libc.move_mount(tree, "shown")
+    return ""
+
+
+def use_folder() -> str:
+    """Put an empty layer over that clone, and look into it as a cell does."""
+    libc.mount("tmpfs", "scratch", fstype="tmpfs", data=f"mode=0755,size={STAGE_BYTES}")
+    for name in ("u", "w", "m"):
+        os.mkdir(f"scratch/{name}")
+    data = "lowerdir=shown,upperdir=scratch/u,workdir=scratch/w,userxattr,volatile"
+    libc.mount("overlay", "scratch/m", fstype="overlay", data=data)
+    os.setresgid(CELL_UID, CELL_UID, CELL_UID)
+    os.setresuid(CELL_UID, CELL_UID, CELL_UID)
+    os.listdir("scratch/m")
+    return ""
+
+
+def idmapped(folder: str, userns_fd: int, *, below: bool = False) -> str:
+    """Show `folder`, or also what is mounted below, through the map of a user namespace."""
+    recursive = libc.AT_RECURSIVE if below else 0
+    tree = libc.open_tree(folder, flags=_CLONE | recursive)
+    try:
+        libc.mount_setattr(
+            "",
+            dir_fd=tree,
+            flags=libc.AT_EMPTY_PATH | recursive,
+            attr_set=libc.MOUNT_ATTR_IDMAP,
+            userns_fd=userns_fd,
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, folder) from error
+    finally:
+        os.close(tree)
     return ""
 
 

@@ -14,15 +14,17 @@ from pathlib import Path
 
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux import cgroup_v2, libc
-from sandbox_kernel.linux.cgroup import ACCOUNTING, CgroupTree, session_name
+from sandbox_kernel.linux.cgroup import ACCOUNTING, V1_HINT, CgroupTree, session_name
 from sandbox_kernel.linux.cgroup_files import CgroupFiles
 from sandbox_kernel.linux.cgroup_group import Cgroup, Node, Roles
 from sandbox_kernel.linux.mountinfo import Hierarchy, find_hierarchies, parse_mounts, parse_own
+from sandbox_kernel.linux.probe_remedy import NEEDS_OWN_CGROUP
+from sandbox_kernel.linux.scope import delegation_remedy
 
 NAMES = {"memory": "memory", "cpus": "cpus", "processes": "processes", "cpu_time": ACCOUNTING}
 """The limit as users name it, and as `CgroupTree.missing` does."""
-FREEZE, KILL, SWAP = "freeze", "kill", "swap"
-
+OWN, KILL, FREEZE, SWAP, IO = "own_cgroup", "kill", "freeze", "swap", "io"
+ALL = (OWN, *NAMES, KILL, FREEZE, SWAP, IO)
 
 Reason = tuple[int, str, str]
 """An errno (or 0), why it does not work (empty: it does), and what to do if that is known."""
@@ -33,9 +35,14 @@ _WITH_HINT = re.compile(r"(?P<why>.*?) \((?P<hint>.*)\)")
 
 def reasons() -> str:
     """Give the object of all reasons by name, as JSON."""
-    missing = CgroupTree.detect().missing()
-    found = {name: _split(missing.get(key, "")) for name, key in NAMES.items()}
-    found |= _ending()
+    try:
+        tree = CgroupTree.acquire()
+    except HostError as error:
+        reason = (0, "it needs a cgroup of the kernel's own, which cannot be had", NEEDS_OWN_CGROUP)
+        return json.dumps(dict.fromkeys(ALL, reason) | {OWN: (0, error.message, error.hint)})
+    missing = tree.missing(io=True)
+    found = {name: _split(missing.get(key, "")) for name, key in {**NAMES, IO: IO}.items()}
+    found |= _ending() | {OWN: WORKS}
     found[SWAP] = (0, _swap(), "")
     return json.dumps(found)
 
@@ -67,10 +74,17 @@ def _ending() -> dict[str, Reason]:
         try:
             return _freeze_and_kill(hierarchy)
         except OSError as error:
-            reason = (error.errno or 0, f"{error.strerror} ({error.filename})", "")
+            reason = (error.errno or 0, f"{error.strerror} ({error.filename})", _hint(hierarchy))
         except HostError as error:
             reason = (0, error.message, error.hint)
     return {FREEZE: reason, KILL: reason}
+
+
+def _hint(hierarchy: Hierarchy) -> str:
+    """Say how an ordinary user comes to have groups there; root is told something else."""
+    if os.geteuid() == 0:
+        return ""
+    return delegation_remedy(hierarchy.own) if hierarchy.unified else V1_HINT
 
 
 def _freeze_and_kill(hierarchy: Hierarchy) -> dict[str, Reason]:

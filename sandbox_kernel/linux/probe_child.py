@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from sandbox_kernel.errors import SandboxError
+from sandbox_kernel.errors import HostError, SandboxError
 from sandbox_kernel.linux import libc
 
 TIMEOUT_S = 15.0
@@ -28,7 +28,7 @@ def call(act: Act, *, flags: int = 0, prepare: Callable[[int], None] | None = No
     """Run `act` in a child, in new namespaces where `flags` (CLONE_NEW*) says so.
 
     `prepare` gets the child's pid before the act begins; its errors are the caller's. Gives what
-    the act gives; raises OSError (errno 0 where no system call failed).
+    the act gives, and raises what it raises: OSError (errno 0 where the child died), HostError.
     """
     answer_fd, write_fd = os.pipe()
     wait_fd, go_fd = os.pipe()
@@ -61,14 +61,14 @@ def _become(act: Act, wait_fd: int, write_fd: int) -> NoReturn:
         os._exit(1)
 
 
-def _outcome(act: Act) -> tuple[int, str, str]:
-    """Give errno, what went wrong (empty: nothing), and what the act gave."""
+def _outcome(act: Act) -> dict[str, str | int]:
+    """Give what the act gave, or how it failed."""
     try:
-        return (0, "", act())
+        return {"value": act()}
     except OSError as error:
-        return (error.errno or 0, _worded(error), "")
+        return {"errno": error.errno or 0, "text": _worded(error)}
     except SandboxError as error:
-        return (0, error.message, "")
+        return {"message": error.message, "hint": error.hint}
 
 
 def _worded(error: OSError) -> str:
@@ -104,7 +104,9 @@ def _end(pid: int) -> None:
 def _understand(answer: bytes) -> str:
     if not answer:
         raise OSError(0, "the process that tried it died")
-    number, text, value = json.loads(answer)
-    if text:
-        raise OSError(number, text)
-    return str(value)
+    outcome = json.loads(answer)
+    if "message" in outcome:
+        raise HostError(outcome["message"], hint=outcome["hint"])
+    if "text" in outcome:
+        raise OSError(outcome["errno"], outcome["text"])
+    return str(outcome["value"])

@@ -1,103 +1,99 @@
-"""User namespaces with the three mappings there can be: a high range, a subordinate one, one id.
+"""Where acts are tried: on the ground that this user's sessions stand on.
 
-The engine writes a high range itself, as root of the host. The other two are an ordinary user's;
-they serve here to tell him what else his host would allow.
+Root's session is a user namespace with a high range of ids, whose mounts come from the host's own
+mount namespace. An ordinary user has a stage between the two, a user namespace in which he may
+mount, and the session's is made inside of that. Both are set up here as the engine does it.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import pwd
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from sandbox_kernel.errors import HostError
-from sandbox_kernel.linux import libc, probe_acts, probe_child
+from sandbox_kernel.linux import idclaim, idmap, libc, probe_acts, probe_child
+from sandbox_kernel.linux.idmap import Extent, IdMap
+from sandbox_kernel.model import CELL_UID
 
-FIRST_ID = 1 << 30
-"""Where the ids of sessions begin on the host; far above those of users and of containers."""
-ID_COUNT = 1024
-
-Mapping = Callable[[int], None]
-"""Maps the ids of the new user namespace that a process is in."""
+FIRST_ID = idclaim.FIRST_ID - idmap.ID_COUNT
+"""Just below the ids of sessions, so that those tried here are nobody's."""
 
 
-def map_high_range(pid: int) -> None:
-    """Map 0 and the ids after it to a range that no user has."""
-    _write(pid, f"0 {FIRST_ID} {ID_COUNT}\n", f"0 {FIRST_ID} {ID_COUNT}\n")
+@dataclass(frozen=True)
+class Ground:
+    """A way to map ids, and the namespaces that stand on it."""
+
+    ids: IdMap
+
+    def beside(self, act: probe_child.Act) -> str:
+        """Run an act where folders and devices are collected: on the host, or on the stage."""
+        if self.ids.kind == "high":
+            return probe_child.call(functools.partial(_in_own_mounts, act))
+        begin = functools.partial(_on_stage, act)
+        prepare = functools.partial(_write, self.ids)
+        return probe_child.call(begin, flags=libc.CLONE_NEWUSER, prepare=prepare)
+
+    def inside(
+        self, act: probe_child.Act, *, flags: int = 0, first: probe_child.Act | None = None
+    ) -> str:
+        """Run an act as root of a session's user namespace, with what else `flags` makes new.
+
+        `first` is run beside it, as in `beside`, and leaves its mounts and its folder.
+        """
+        high = self.ids.kind == "high"
+        inner = self.ids if high else idmap.nested(self.ids)
+
+        def begin() -> str:
+            if first is not None:
+                first()
+            if not high:
+                _become(inner.root)
+            enter = functools.partial(_as, inner.root, act)
+            prepare = functools.partial(_write, inner)
+            return probe_child.call(enter, flags=libc.CLONE_NEWUSER | flags, prepare=prepare)
+
+        return self.beside(begin)
 
 
-def map_one(pid: int) -> None:
-    """Map 0 to this process' user, which everybody may."""
-    Path(f"/proc/{pid}/setgroups").write_text("deny", encoding="ascii")
-    _write(pid, f"0 {os.geteuid()} 1\n", f"0 {os.getegid()} 1\n")
+def _on_stage(act: probe_child.Act) -> str:
+    probe_acts.own_namespace()
+    return _in_own_mounts(act)
 
 
-def map_subordinate(pid: int) -> None:
-    """Map 0 and the ids after it to the user's range in /etc/subuid and /etc/subgid."""
-    for tool, table in (("newuidmap", "/etc/subuid"), ("newgidmap", "/etc/subgid")):
-        if shutil.which(tool) is None:
-            raise HostError(f"there is no {tool}")
-        start, count = subordinate_range(_table(table), table)
-        argv = [tool, str(pid), "0", str(start), str(min(count, ID_COUNT))]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise HostError(f"{tool} failed: {done.stderr.strip() or done.returncode}")
-
-
-def subordinate_range(text: str, table: str) -> tuple[int, int]:
-    """Give the first range of this user, start and count; raises HostError if there is none."""
-    uid = os.geteuid()
-    owners = {str(uid)}
-    try:
-        owners.add(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        pass  # a user without a name, as containers have them
-    for line in text.splitlines():
-        owner, _, rest = line.strip().partition(":")
-        start, _, count = rest.partition(":")
-        if owner in owners and start.isdigit() and count.isdigit():
-            return int(start), int(count)
-    raise HostError(f"{table} has no range for {' or '.join(sorted(owners))}")
-
-
-def _table(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _write(pid: int, uids: str, gids: str) -> None:
-    for name, text in (("uid_map", uids), ("gid_map", gids)):
-        path = f"/proc/{pid}/{name}"
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path.replace(str(pid), "PID")) from error
-        finally:
-            os.close(fd)
-
-
-def as_root_of(mapping: Mapping, act: probe_child.Act, *, flags: int = 0) -> str:
-    """Run an act as root of a new user namespace, and in what else `flags` makes new."""
-
-    def begin() -> str:
-        if mapping is not map_one:  # where setgroups is denied, so that no group can be left
-            os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        return act()
-
-    return probe_child.call(begin, flags=libc.CLONE_NEWUSER | flags, prepare=mapping)
-
-
-def idmapped_folder(folder: str) -> str:
-    """Show `folder` with its owner as the cell's user, as a session shows the notebook's."""
+def _in_own_mounts(act: probe_child.Act) -> str:
     libc.unshare(libc.CLONE_NEWNS)
+    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    return act()
+
+
+def _as(user: int, act: probe_child.Act) -> str:
+    _become(user)
+    return act()
+
+
+def _become(user: int) -> None:
+    """Take an id of the own user namespace, with the rights that its maker has in it."""
+    if user != CELL_UID:  # else it is the only one, and setgroups is denied
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        # Or /proc/PID of children, which inherit it, would be out of reach for writing maps.
+        libc.set_dumpable(True)
+
+
+def _write(ids: IdMap, pid: int) -> None:
+    try:
+        idmap.write(pid, ids)
+    except OSError as error:
+        path = str(error.filename).replace(str(pid), "PID")
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+@contextmanager
+def shift(uids: Extent, gids: Extent) -> Iterator[int]:
+    """Give a user namespace whose map a mount shows owners through (mount_setattr(2))."""
     ready, go = os.pipe()
     pid = libc.clone(libc.CLONE_NEWUSER)
     if pid == 0:
@@ -106,10 +102,12 @@ def idmapped_folder(folder: str) -> str:
         os._exit(0)
     os.close(ready)
     try:
-        line = f"{os.stat(folder).st_uid} {FIRST_ID + 1000} 1\n"
-        _write(pid, line, line)
+        _write(IdMap("high", (uids,), (gids,)), pid)
         userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        return probe_acts.idmapped(folder, userns_fd)
     finally:
         os.close(go)
         os.waitpid(pid, 0)
+    try:
+        yield userns_fd
+    finally:
+        os.close(userns_fd)

@@ -10,11 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 OUTER = "inside of another container start that one with --privileged"
-AS_ROOT = "start Jupyter as root, with sudo for one; ordinary users cannot run the kernel yet"
+AS_USER = "or start Jupyter as an ordinary user"
 KERNEL = "boot Linux 5.12 or newer"
 CGROUPS = (
     "as root, in a group of your own: systemd-run --scope -p Delegate=yes jupyter lab; "
     "cgroup v1 must be mounted writable"
+)
+NO_RIGHTS = (
+    "AppArmor restricts user namespaces (Ubuntu); as root: "
+    "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this Python a profile "
+    "with the rule `userns,`; or start Jupyter as root"
+)
+SHOW_PROC = (
+    "inside of another container have it show the whole /proc; Docker: --security-opt "
+    "systempaths=unconfined, Podman: --security-opt unmask=ALL, Kubernetes: procMount: Unmasked"
 )
 
 COUNTED = {
@@ -38,28 +47,31 @@ CONFIG = {
     "cgroup_namespace": "CONFIG_CGROUPS",
 }
 
-MAPPED = ("id_range", "subordinate_ids", "idmapped_mount")
+MAPPED = ("id_range", "subordinate_ids", "idmapped_mount", "idmapped_image")
 """What begins with a user namespace."""
-ROOTS = ("idmapped_mount", "kill", "freeze")
-"""What root can do where others are denied it."""
 NEEDS_USER_NAMESPACE = "first see user_namespace"
+NEEDS_OWN_CGROUP = "first see own_cgroup"
+POINTERS = (NEEDS_USER_NAMESPACE, NEEDS_OWN_CGROUP)
+"""Remedies that name what is missing too, and has a remedy of its own."""
 
 _FIXED = {
-    "id_range": f"{AS_ROOT}; {OUTER} and without a map of its own",
-    "host_binds": f"{AS_ROOT}; {OUTER}",
-    "subordinate_ids": "install uidmap (newuidmap), add a range: usermod --add-subuids "
-    "100000-165535 --add-subgids 100000-165535 USER",
-    "rootless": AS_ROOT,
+    "id_range": f"{OUTER} and without a map of its own; {AS_USER}",
+    "host_binds": OUTER,
+    "subordinate_ids": "install package uidmap anew, so that newuidmap and newgidmap are setuid "
+    "root",
     "idmapped_mount": "keep notebooks on ext4, xfs, btrfs or tmpfs with Linux 5.12 or newer, or "
     "show no folder: --workspace none",
-    "proc": "inside of another container show it the whole /proc: --privileged, or for Docker "
-    "--security-opt systempaths=unconfined",
-    "overlay": f"load the module: modprobe overlay; {KERNEL}",
+    "idmapped_image": "keep Python on ext4, xfs, btrfs or tmpfs with Linux 5.12 or newer",
+    "workspace": "start Jupyter in a folder of your own that is neither an overlay's nor on the "
+    "network, or show no folder: --workspace none",
+    "devices": f"have /dev mounted without nodev, with null, zero, full, random, urandom and tty; "
+    f"{OUTER}",
+    "proc": SHOW_PROC,
+    "overlay": f"load the module, as root: modprobe overlay; {KERNEL}",
     "overlay_volatile": KERNEL,
     "overlay_whiteout": KERNEL,
     "overlay_layers": KERNEL,
-    "overlay_opaque": "boot Linux 6.6 or newer with CONFIG_TMPFS_XATTR; until then a cell cannot "
-    "delete a folder of the image and make it anew",
+    "overlay_opaque": "boot Linux 6.6 or newer with CONFIG_TMPFS_XATTR",
     "swap": "boot with swapaccount=1, or switch swap off: swapoff -a",
     "freeze": "mount a v2 tree: mount -t cgroup2 none /sys/fs/cgroup/unified",
     "kill": "boot Linux 5.14 or newer with a v2 tree, or mount the freezer controller",
@@ -67,8 +79,26 @@ _FIXED = {
     "LimitNOFILE=1024 of its unit; or set a lower --open-files",
     "seccomp": f"boot Linux 5.5 or newer with CONFIG_SECCOMP_FILTER; {OUTER}",
     "pidfd": "boot Linux 5.3 or newer and use a Python that was built on one",
-    **dict.fromkeys(("memory", "cpus", "processes", "cpu_time"), CGROUPS),
+    **dict.fromkeys(("own_cgroup", "memory", "cpus", "processes", "cpu_time", "io"), CGROUPS),
 }
+
+REFUSED = {
+    "idmapped_mount": OUTER,
+    "idmapped_image": OUTER,
+    "workspace": "start Jupyter in a folder of your own, or show no folder: --workspace none",
+}
+"""The remedies where the act was denied (EPERM, EACCES), if another one than else."""
+
+WITHOUT = {
+    "subordinate_ids": "parked interpreters have the cell's user id, so a filter guards them "
+    "against signals instead; a cell has one user, and no root",
+    "idmapped_image": "what is root's in the image's folders looks like nobody's in a cell",
+    "overlay_opaque": "a cell cannot delete a folder of the image and make it anew",
+    "swap": "a cell may swap beyond its memory limit",
+    "freeze": "what a cell started is ended process by process",
+    "io": "the disk traffic of cells cannot be limited",
+}
+"""What is different where a thing is missing that the kernel can run without."""
 
 
 def sysctl(name: str) -> str:
@@ -87,23 +117,19 @@ def remedy(name: str, number: int, *, read: Callable[[str], str] = sysctl) -> st
     if name in COUNTED:
         return _for_namespace(name, number, read)
     denied = number in (errno.EPERM, errno.EACCES)
-    if denied and name in ROOTS:
-        return AS_ROOT
+    if name in REFUSED and denied:
+        return REFUSED[name]
     return _FIXED.get(name, OUTER if denied else KERNEL)
 
 
 def _for_namespace(name: str, number: int, read: Callable[[str], str]) -> str:
     limit = f"user.max_{COUNTED[name]}_namespaces"
     if read(limit) == "0" or number == errno.ENOSPC:
-        return f"allow more of them: sysctl -w {limit}=10000"
+        return f"allow more of them, as root: sysctl -w {limit}=10000"
     if number in (errno.EINVAL, errno.ENOSYS):
         return f"boot a kernel that has them: {CONFIG[name]}=y"
     if read("kernel.unprivileged_userns_clone") == "0":
-        return "allow them to ordinary users: sysctl -w kernel.unprivileged_userns_clone=1"
+        return "allow them to ordinary users, as root: sysctl -w kernel.unprivileged_userns_clone=1"
     if read("kernel.apparmor_restrict_unprivileged_userns") == "1":
-        return (
-            "AppArmor restricts user namespaces (Ubuntu): "
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this Python a "
-            "profile with the rule `userns,`; or start Jupyter as root"
-        )
+        return NO_RIGHTS
     return OUTER

@@ -156,19 +156,61 @@ _TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, _LOW_32)
 _UNCHANGED = _LOW_32
 
+SIGNALLING = (
+    "kill",
+    "tkill",
+    "tgkill",
+    "rt_sigqueueinfo",
+    "rt_tgsigqueueinfo",
+    "pidfd_send_signal",
+)
+"""Calls that send a signal to whom they name."""
+_TUNING = ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam")
+STEERING = dict.fromkeys((*_TUNING, "sched_setscheduler"), 0) | dict.fromkeys(
+    ("setpriority", "ioprio_set"), 1
+)
+"""Calls that change another process, and which of their arguments is its pid (0: the caller)."""
+ONE_PROCESS = {"setpriority": 0, "ioprio_set": 1}
+"""What the first argument is where those two mean one process, not a group or a user."""
+_SET_OWNER = (8, 15)  # F_SETOWN, F_SETOWN_EX: who gets SIGIO
+_SET_OWNER_IOCTLS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
+
+
+def _signal_rules() -> tuple[Rule, ...]:
+    """Give the rules for a session of which all processes have the same user.
+
+    There a cell could signal the heads, and what Linux does not tell apart init does.
+    """
+    itself = (0,)
+    others = tuple(
+        Rule((name,), ALLOW, (Condition(1, itself), Condition(0, (ONE_PROCESS[name],))))
+        if name in ONE_PROCESS
+        else Rule((name,), ALLOW, (Condition(at, itself),))
+        for name, at in STEERING.items()
+    )
+    return (
+        Rule(SIGNALLING, NOTIFY),
+        *others,
+        Rule(tuple(STEERING), NOTIFY),
+        Rule(("fcntl",), EPERM, (Condition(1, _SET_OWNER),)),
+        Rule(("ioctl",), EPERM, (Condition(1, _SET_OWNER_IOCTLS),)),
+    )
+
 
 @cache
-def cell_policy() -> Policy:
+def cell_policy(*, guards_signals: bool = False) -> Policy:
     """Give the policy of every process in a cell, the interpreter's included.
 
     Changing capabilities or namespaces is asked of the listener's holder: an interpreter needs it
     to enter its next container. For the same reason it may switch between the two users of a
-    session. clone3 is absent since a filter cannot read its flags in memory.
+    session. clone3 is absent since a filter cannot read its flags in memory. With
+    `guards_signals` signals are asked of the listener's holder, too: for a session with one user.
     """
     ids = (_UNCHANGED, CELL_UID, HEAD_UID)
     one, two, three = (tuple(Condition(at, ids) for at in range(count)) for count in (1, 2, 3))
     return Policy(
         (
+            *(_signal_rules() if guards_signals else ()),
             Rule(("capset", "setns"), NOTIFY),
             Rule(_ABSENT, ENOSYS),
             Rule(("clone",), ALLOW, (Condition(0, (0,), mask=_CLONE_NAMESPACES),)),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import resource
 import signal
@@ -25,9 +27,9 @@ from sandbox_kernel.errors import (
 )
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
+from sandbox_kernel.linux.idmap import IdMap
 from sandbox_kernel.model import (
     CELL_UID,
-    HEAD_UID,
     Json,
     Limits,
     SessionSpec,
@@ -40,10 +42,16 @@ from sandbox_kernel.session.start import Started, start
 from sandbox_kernel.session.supervisor import RESTART_HINT, Supervisor
 from sandbox_kernel.units import format_size
 
+log = logging.getLogger("sandbox_kernel.session")
+
 BOOT_TIMEOUT_S = 60.0
 FORK_TIMEOUT_S = 60.0
 ENTER_TIMEOUT_S = 30.0
 MONITOR_TIMEOUT_S = 5.0
+NO_OPAQUE_FOLDERS = (
+    "Before Linux 6.6 a folder of an earlier cell, or of the notebook, that held files cannot be "
+    "deleted: delete its files and leave the folder, or use another name."
+)
 HEADS_PROCESSES = 16
 """A head, one that is about to replace it, a pristine one, and what they fork at the moment."""
 
@@ -60,8 +68,10 @@ class Pod:
         self._guests: list[Guest] = []
         self._closed = False
         self._disk_bytes = spec.limits.disk_bytes
+        self._ids: IdMap | None = None
+        self._deletes_folders = True
         _check_open_files(spec.ceiling.open_files)
-        tree = CgroupTree.detect()
+        tree = CgroupTree.acquire()
         tree.sweep()
         with contextlib.ExitStack() as stack:
             cgroup = stack.enter_context(tree.session(session_name(spec.session_id)))
@@ -85,6 +95,13 @@ class Pod:
             self._cgroups = stack.pop_all()
         self.supervisor = Supervisor(self._started.control)
         self.builder = Builder(self.supervisor, self._started.builder, cgroup, init)
+
+    @property
+    def ids(self) -> IdMap:
+        """Which ids of the host the session's users are; known once it has booted."""
+        if self._ids is None:
+            raise SessionLost("the session has not begun")
+        return self._ids
 
     @property
     def failure(self) -> SandboxError | None:
@@ -111,11 +128,15 @@ class Pod:
     async def _booted(self, head: Guest, started: asyncio.Future[Json], *, layer: int) -> Guest:
         head.output.close()
         try:
-            await asyncio.wait_for(started, BOOT_TIMEOUT_S)
+            answer = await asyncio.wait_for(started, BOOT_TIMEOUT_S)
+            self._ids = IdMap.from_json(answer["ids"])
+            if (why := answer["ids_why"]) and layer == 0:
+                log.info("cells and heads have one user id, signals are guarded: %s", why)
+            self._deletes_folders = bool(answer["keeps_attributes"])
             await head.link.expect("parked", timeout_s=BOOT_TIMEOUT_S)
             head.identify()
             self._heads.add(head.pid)
-            self._verify(head, HEAD_UID)
+            self._verify(head, self._ids.head)
         except (SandboxError, ProcessLookupError, TimeoutError):
             head.close()
             # Init's word about the step that failed says more than the end of the link.
@@ -185,6 +206,12 @@ class Pod:
             self._verify(child, CELL_UID)
         return notes
 
+    def explain(self, reply: Json) -> tuple[str, ...]:
+        """Say what an exception of the user's code has to do with this host, if it has."""
+        if self._deletes_folders or not str(reply.get("evalue")).startswith(f"[Errno {errno.EIO}]"):
+            return ()
+        return (NO_OPAQUE_FOLDERS,)
+
     @contextlib.contextmanager
     def _gate(self, guest: Guest, kind: str) -> Iterator[None]:
         """Let a guest through init's gate, and shut it again if it did not go through."""
@@ -226,7 +253,7 @@ class Pod:
         with self._gate(child, "park"):
             child.link.send({"op": "park"})
             await child.link.expect("parked", timeout_s=ENTER_TIMEOUT_S)
-            self._verify(child, HEAD_UID)
+            self._verify(child, self.ids.head)
         child.output.close()
 
     def _verify(self, guest: Guest, uid: int) -> None:
@@ -235,12 +262,13 @@ class Pod:
         It passed the gate by itself, and a hostile one may have stopped half-way. Raises
         ProtocolError.
         """
-        ids = [str(self._started.first_id + uid)] * 4
+        uids = [str(self.ids.outside_uid(uid))] * 4
+        gids = [str(self.ids.outside_gid(uid))] * 4
         try:
             fields = status_of(guest.pid)
         except OSError as error:
             raise ProtocolError(f"a guest is gone: {error.strerror}") from error
-        for name, value in {"Uid": ids, "Gid": ids, "CapEff": ["0" * 16]}.items():
+        for name, value in {"Uid": uids, "Gid": gids, "CapEff": ["0" * 16]}.items():
             if fields.get(name) != value:
                 raise ProtocolError(f"a guest has {name} {fields.get(name)} where {value} is due")
 

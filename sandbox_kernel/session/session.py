@@ -283,7 +283,7 @@ class Session:
             traceback=verdict.traceback,
             exit_code=verdict.exit_code,
             signal=verdict.signal,
-            notes=(*prepared.notes, *verdict.notes, *carried),
+            notes=(*prepared.notes, *verdict.notes, *carried, *self._pod.explain(verdict.reply)),
         )
 
     async def _conclude(self, prepared: Prepared, cell: Cell, verdict: Verdict) -> Usage:

@@ -12,14 +12,12 @@ from typing import Any
 
 from sandbox_kernel.container import control
 from sandbox_kernel.errors import ConfigError
+from sandbox_kernel.linux import idclaim
 from sandbox_kernel.linux.cgroup import Cgroup
 from sandbox_kernel.model import Bind, SessionSpec
 
 PACKAGE_INSIDE = "/opt/sandbox-kernel"
 """Where a container shows this package, so that any Python inside can import the guest."""
-
-FIRST_ID = 1 << 30
-IDS_PER_SESSION = 1024
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, {root!r}); "
@@ -35,16 +33,19 @@ class Started:
     control: socket.socket
     head: socket.socket
     builder: socket.socket
-    first_id: int
-    """The id on the host that is 0 inside."""
 
 
 def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
     """Exec the monitor and tell it what to start; returns at once.
 
-    Raises ConfigError when the notebook's folder cannot be shown.
+    Raises ConfigError when the notebook's folder cannot be shown, HostError where root has no
+    ids for it.
     """
     body = start_message(spec, cgroup, init_cgroup)
+    claims = []
+    if os.geteuid() == 0:
+        body["first_id"], claim_fd = idclaim.claim()
+        claims.append(claim_fd)
     ours, theirs = control.pair()
     builder, builder_theirs = control.pair()
     head, head_theirs = socket.socketpair()
@@ -54,7 +55,7 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
         program = _PROGRAM.format(root=root, fd=theirs.fileno())
         monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program],
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *claims),  # the ids are the session's as long as it lives
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # A group of its own: Jupyter kills the kernel's whole group, and the monitor cleans up.
@@ -69,7 +70,9 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
     finally:
         for end in (theirs, head_theirs, builder_theirs):
             end.close()
-    return Started(monitor, ours, head, builder, body["first_id"])
+        for fd in claims:
+            os.close(fd)
+    return Started(monitor, ours, head, builder)
 
 
 def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dict[str, Any]:
@@ -94,8 +97,7 @@ def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dic
         "workspace_owner": owner,
         "workspace_group": group,
         "cwd": "/workspace" if shows_workspace else image.home,
-        "idmap": shows_workspace,
-        "first_id": FIRST_ID + (os.getpid() % (1 << 21)) * IDS_PER_SESSION,
+        "first_id": None,  # an ordinary user's session has the ids that its stage can get
         "disk_bytes": spec.limits.disk_bytes,
         "open_files": spec.ceiling.open_files,
         "hostname": spec.session_id[:12],

@@ -15,7 +15,10 @@ from pathlib import Path
 from sandbox_kernel.linux.cgroup_files import CgroupFiles
 
 MEMSW = "memory.memsw.limit_in_bytes"
-CONTROLLERS = ("cpu", "memory", "pids")
+CONTROLLERS = ("cpu", "io", "memory", "pids")
+DISK = (8, 0)
+"""The only device that there is."""
+DISK_NAME = "8:0"
 UNLIMITED = "9223372036854771712"
 V1_FILES = {
     "memory": {
@@ -30,6 +33,7 @@ V1_FILES = {
     "cpu": {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "-1"},
     "cpuacct": {"cpuacct.usage": "2000000000"},
     "pids": {"pids.max": "max", "pids.peak": "3", "pids.events": "max 0\n"},
+    "blkio": {"blkio.throttle.read_bps_device": "", "blkio.throttle.write_bps_device": ""},
     "freezer": {"freezer.state": "THAWED"},
 }
 V2_FILES = {
@@ -43,6 +47,7 @@ V2_FILES = {
         "memory.events.local": "oom 0\noom_kill 0\n",
     },
     "cpu": {"cpu.max": "max 100000"},
+    "io": {"io.max": ""},
     "pids": V1_FILES["pids"],
 }
 
@@ -56,8 +61,9 @@ class FakeCgroupFiles(CgroupFiles):
     def make_dir(self, path: str, *, dir_fd: int | None = None) -> int:
         """Make a group with its files."""
         target = Path(path) if dir_fd is None else _path(dir_fd) / path
-        if self._host.read_only & {target.relative_to(self._host.mounts).parts[0]}:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        self._host.refuse_write(target)
+        if self._host.mkdir_errno:
+            raise OSError(self._host.mkdir_errno, os.strerror(self._host.mkdir_errno))
         target.mkdir()
         self._host.fill(target)
         return super().open_dir(str(target))
@@ -85,10 +91,23 @@ class FakeCgroupFiles(CgroupFiles):
 
     def write(self, dir_fd: int, name: str, text: str) -> None:
         """Act as the kernel would on the value."""
+        self.open_for_writing(dir_fd, name)
+        self._host.act(_path(dir_fd), name, text)
+
+    def open_for_writing(self, dir_fd: int, name: str) -> None:
+        """Refuse as the kernel does on opening."""
         group = _path(dir_fd)
         if not (group / name).exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        self._host.act(group, name, text)
+        self._host.refuse_write(group / name)
+
+    def is_marked_delegated(self, path: str) -> bool:
+        """Tell whether the test has marked it."""
+        return Path(path) in self._host.delegated
+
+    def owner(self, path: str) -> int:
+        """Give the owner that the test says, else root."""
+        return self._host.owners.get(Path(path), 0)
 
 
 class FakeHost:
@@ -100,10 +119,16 @@ class FakeHost:
         self.mounts = self.root / "sys/fs/cgroup"
         self.read_only: set[str] = set()
         """The hierarchies, by directory, that are mounted read-only."""
+        self.mkdir_errno = 0
+        """What making a group fails with; 0: it does not."""
+        self.denied: set[str] = set()
+        """Files of the own v2 group that may not be written."""
+        self.delegated: set[Path] = set()
+        self.owners: dict[Path, int] = {}
         self.layout = layout
         self.kernel_has_kill = True
         (self.proc / "self").mkdir(parents=True)
-        v1 = ["cpu,cpuacct", "memory", "pids", "freezer"] if layout != "v2" else []
+        v1 = ["cpu,cpuacct", "memory", "pids", "freezer", "blkio"] if layout != "v2" else []
         v2 = {"v2": [""], "hybrid": ["unified"], "v1": []}[layout]
         self.v2_controllers = set(CONTROLLERS) if layout == "v2" else set()
         mountinfo, cgroup = [], []
@@ -127,6 +152,32 @@ class FakeHost:
     def own(self, hierarchy: str, own: str = "/user/scope") -> Path:
         """Give the directory of this process' group in a hierarchy."""
         return self.mounts / hierarchy / own.lstrip("/")
+
+    def run_systemd(self) -> None:
+        """Let systemd be PID 1 here."""
+        (self.root / "run/systemd/system").mkdir(parents=True)
+
+    def move_to(self, own: str) -> None:
+        """Put this process into another v2 group, and make that and those above if need be."""
+        (self.proc / "self/cgroup").write_text(f"0::{own}\n")
+        group = self.own("", own)
+        above = [folder for folder in group.parents if folder.is_relative_to(self.mounts)]
+        for folder in [*reversed(above), group]:
+            if not (folder / "cgroup.procs").exists():
+                folder.mkdir(exist_ok=True)
+                self.fill(folder)
+            if folder != group:
+                control = " ".join(sorted(self.v2_controllers))
+                (folder / "cgroup.subtree_control").write_text(control)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def refuse_write(self, path: Path) -> None:
+        """Raise what the kernel does for a path that cannot be written or made."""
+        hierarchy = "" if self.layout == "v2" else path.relative_to(self.mounts).parts[0]
+        if hierarchy in self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if path.name in self.denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def fill(self, group: Path) -> None:
         """Make the files of a group."""
@@ -182,6 +233,8 @@ class FakeHost:
                     os.kill(pid, 9)
                     path.write_text("")
         else:
+            if name in ("io.max", *V1_FILES["blkio"]) and text.split()[0] != DISK_NAME:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
             if name == "memory.limit_in_bytes" and int(text) > _int(group, MEMSW):
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             if name == MEMSW and int(text) < _int(group, "memory.limit_in_bytes"):

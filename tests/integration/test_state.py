@@ -370,6 +370,7 @@ async def test_a_removed_file_of_the_folder_stays_removed(cells: Driver) -> None
     assert (cells.workspace / "doomed").read_text() == "x"
 
 
+@pytest.mark.needs("overlay_opaque")
 async def test_trees_are_moved_removed_and_made_again(cells: Driver) -> None:
     (cells.workspace / "tree" / "deep").mkdir(parents=True)
     (cells.workspace / "tree" / "deep" / "leaf").write_text("leaf")

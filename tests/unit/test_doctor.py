@@ -15,11 +15,21 @@ GOOD = Finding("seccomp", "seccomp", available=True, required=True, why="", reme
 BAD = Finding(
     "overlay", "overlay", available=False, required=True, why="[no] such", remedy="load it"
 )
-OPTIONAL = Finding("swap", "cgroups", available=False, required=False, why="none", remedy="boot")
+OPTIONAL = Finding(
+    "swap", "cgroups", False, False, why="none", remedy="boot", without="a cell may swap"
+)
+RANGE = Finding("id_range", "ids", available=True, required=True, why="", remedy="")
+SINGLE = (
+    Finding("subordinate_ids", "ids", False, False, why="no range", remedy="add", without="one id"),
+    Finding("user_namespace", "namespaces", available=True, required=True, why="", remedy=""),
+)
 
 
-def find(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
-    monkeypatch.setattr(probe, "probe", lambda: findings)
+def find(
+    monkeypatch: pytest.MonkeyPatch, *findings: Finding, ids: tuple[Finding, ...] = (RANGE,)
+) -> None:
+    monkeypatch.setattr(probe, "probe", lambda: (*ids, *findings))
+    monkeypatch.setattr(probe, "user", lambda: "root" if ids == (RANGE,) else "ordinary")
 
 
 def test_all_is_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +39,8 @@ def test_all_is_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "✓  seccomp" in out
     assert "-  swap" in out
     assert "not needed; none" in out
+    assert "without it a cell may swap" in out
+    assert "(root: a range of its own for each session)" in out
     assert "can run here" in out
 
 
@@ -47,14 +59,16 @@ def test_what_is_missing_is_told_with_its_remedy(
 def test_programs_get_json_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find(monkeypatch, BAD)
+    find(monkeypatch, BAD, ids=SINGLE)
     assert entry.main(["doctor", "--json"]) == 1
     out, err = capsys.readouterr()
     content = json.loads(out)
     assert err == ""
     assert (content["version"], content["ok"]) == (1, False)
     assert content["layout"] in ("v1", "v2", "hybrid", "none")
-    assert content["findings"] == [
+    assert content["user"] == "ordinary"
+    assert (content["ids"], content["ids_why"]) == ("single", "no range")
+    assert content["findings"][2:] == [
         {
             "name": "overlay",
             "group": "overlay",
@@ -62,6 +76,7 @@ def test_programs_get_json_and_nothing_else(
             "required": True,
             "why": "[no] such",
             "remedy": "load it",
+            "without": "",
         }
     ]
 
@@ -73,3 +88,14 @@ def test_a_plain_terminal_gets_plain_marks() -> None:
 
 def test_every_group_has_a_title() -> None:
     assert tuple(doctor.TITLES) == probe.GROUPS
+
+
+@pytest.mark.parametrize("user", ["root", "ordinary"])
+@pytest.mark.parametrize("kind", ["high", "subordinate", "single", "none"])
+def test_every_kind_of_host_has_words(
+    user: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.show([GOOD], doctor.Host("v2", user, probe.Ids(kind, "")))
+    out = capsys.readouterr().out
+    assert doctor.USERS[user] in out
+    assert doctor.IDS[kind] in out

@@ -1,0 +1,116 @@
+"""Launch init: put the host's side of its root together, clone it into the session's namespaces.
+
+Runs with rights to mount: as root of the host, or of the user namespace of an ordinary user's
+`stage`. Whoever called it is init's parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Any
+
+from sandbox_kernel.container import base, control, init
+from sandbox_kernel.linux import idmap, libc
+from sandbox_kernel.linux.idmap import Extent, IdMap
+from sandbox_kernel.model import CELL_UID
+
+_NAMESPACES = (
+    libc.CLONE_NEWUSER
+    | libc.CLONE_NEWPID
+    | libc.CLONE_NEWNS
+    | libc.CLONE_NEWIPC
+    | libc.CLONE_NEWUTS
+    | libc.CLONE_NEWNET
+)
+
+
+def launch(sock: socket.socket, packet: control.Packet, inner: IdMap) -> int:
+    """Start init; return its pid. `inner` is the map of its user namespace inside this one.
+
+    `packet` is the start message. Raises OSError with the path at fault, LaunchError.
+    """
+    libc.unshare(libc.CLONE_NEWNS)
+    with _host_side(packet.body, inner) as side:
+        if inner.kind == "nested":
+            _become_root()
+        base.attach(side, owner=inner.outside_uid(inner.root))
+    ready, go = os.pipe()
+    pid = libc.clone(_NAMESPACES)
+    if pid == 0:
+        os.close(go)
+        if os.read(ready, 1):
+            init.main(sock, packet, ready)
+        os._exit(1)
+    os.close(ready)
+    idmap.write(pid, inner)
+    for path in packet.body["init_cgroups"]:
+        enter_cgroup(path, pid)
+    os.write(go, b"g")  # and never close it: its end tells init that we are dead
+    return pid
+
+
+def enter_cgroup(path: str, pid: int) -> None:
+    """Move a process into a cgroup; raises OSError with the path."""
+    path = f"{path}/cgroup.procs"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(pid).encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(fd)
+
+
+def _become_root() -> None:
+    """Become root of the stage, whose user is still the ordinary one.
+
+    Not before the host's side is collected: with his id this process may read what is his
+    alone, also where a group that is not mapped would keep the root of the stage out.
+    """
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    # Or /proc/PID of init, which inherits it, would be out of reach for writing its maps.
+    libc.set_dumpable(True)
+
+
+@contextlib.contextmanager
+def _host_side(body: dict[str, Any], inner: IdMap) -> Any:
+    """Collect the host's side of the root; where ids are shifted, shown through the shift."""
+    binds = [tuple(bind) for bind in body["binds"]]
+    workspace = (body["workspace"], body["workspace_mode"] != "rw") if body["workspace"] else None
+    with contextlib.ExitStack() as stack:
+        image_fd = workspace_fd = -1
+        if inner.kind == "high":
+            root = inner.outside_uid(0)
+            image_fd = stack.enter_context(_shift((0, root, 1), (0, root, 1)))
+            if workspace is not None:
+                cell = inner.outside_uid(CELL_UID)
+                uids = (body["workspace_owner"], cell, 1)
+                gids = (body["workspace_group"], cell, 1)
+                workspace_fd = stack.enter_context(_shift(uids, gids))
+        yield base.collect(binds, workspace, base.Shifts(image_fd, workspace_fd))
+
+
+@contextlib.contextmanager
+def _shift(uids: Extent, gids: Extent) -> Any:
+    """Give a user namespace through which a mount shows an owner as another (mount_setattr(2))."""
+    ready, go = os.pipe()
+    pid = libc.clone(libc.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(go)
+        os.read(ready, 1)  # until the parent has taken the namespace, or died
+        os._exit(0)
+    os.close(ready)
+    try:
+        idmap.write(pid, IdMap("high", (uids,), (gids,)))
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(go)
+        os.waitpid(pid, 0)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

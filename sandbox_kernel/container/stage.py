@@ -1,0 +1,95 @@
+"""The stage of an ordinary user's session: a user namespace in which he has root's part.
+
+Linux gives whoever makes a user namespace all rights inside of it (user_namespaces(7)). In there
+the session is launched as root would launch it on the host: mounts that are inherited into the
+session's own user namespace, one further in, are locked there.
+
+Which ids the stage has is found out by trying: the ranges of /etc/subuid by newuidmap and
+newgidmap, else the user's own id alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import NoReturn
+
+from sandbox_kernel.container import control
+from sandbox_kernel.container.launch import enter_cgroup, launch
+from sandbox_kernel.errors import HostError, LaunchError
+from sandbox_kernel.linux import idmap, libc
+from sandbox_kernel.linux.idmap import IdMap
+
+
+def start(sock: socket.socket, packet: control.Packet) -> int:
+    """Start the stage, which launches init and waits for its end; return the stage's pid.
+
+    Init is told its ids by the start message, and the kernel by init, why they are so few too.
+    Raises OSError, LaunchError.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    ids, why = idmap.choose(uid, gid)
+    if ids.kind != "single":
+        try:
+            return _clone(sock, packet, ids, why)
+        except HostError as error:
+            ids, why = idmap.single(uid, gid), str(error)
+    return _clone(sock, packet, ids, why)
+
+
+def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) -> int:
+    packet.body |= {"ids": ids.as_json(), "ids_why": why}
+    ready, go = os.pipe()
+    try:
+        pid = libc.clone(libc.CLONE_NEWUSER)
+    except OSError as error:
+        os.close(ready)
+        os.close(go)
+        raise LaunchError("make a user namespace", error.strerror or "") from error
+    if pid == 0:
+        os.close(go)
+        if os.read(ready, 1):
+            _perform(sock, packet, ids)
+        os._exit(1)
+    os.close(ready)
+    try:
+        idmap.write(pid, ids)
+        for path in packet.body["init_cgroups"]:
+            enter_cgroup(path, pid)
+        os.write(go, b"g")
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(go)
+    return pid
+
+
+def _perform(sock: socket.socket, packet: control.Packet, ids: IdMap) -> NoReturn:
+    libc.set_name("sandbox-stage")
+    packet.body["init_cgroups"] = []  # init is born in them: this process was moved there
+    try:
+        pid = launch(sock, packet, idmap.nested(ids))
+    except (OSError, HostError, LaunchError) as error:
+        control.send(sock, {"op": "failed", **words(error)})
+        os._exit(1)
+    sock.close()
+    packet.close()
+    # The monitor's death must end us, and our end init; a change of user has cleared it before.
+    libc.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def words(error: OSError | HostError | LaunchError) -> dict[str, str]:
+    """Give the fields of the message `failed`."""
+    if isinstance(error, LaunchError):
+        return {"step": error.step, "cause": error.cause, "hint": error.hint}
+    if isinstance(error, HostError):
+        return {"step": "set up the session", "cause": error.message, "hint": error.hint}
+    where = f" ({error.filename})" if error.filename else ""
+    return {"step": "set up the session", "cause": f"{error.strerror}{where}"}

@@ -1,0 +1,95 @@
+"""Set the limits of one group, and say which one cannot be set, why, and what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from sandbox_kernel.errors import ConfigError, HostError
+from sandbox_kernel.linux import cgroup_v1, cgroup_v2
+from sandbox_kernel.linux.cgroup_files import CgroupFiles
+from sandbox_kernel.linux.cgroup_io import Device
+from sandbox_kernel.linux.cgroup_roles import IO, LIMIT_HINT, LIMITS, Node, Reason, Roles, failure
+
+MIN_CPUS = 0.01
+_NO_DEVICE_HINT = (
+    "file systems in memory, overlays and network file systems have no disk that could be slowed "
+    "down: leave this limit out, or keep the files on a disk of this machine"
+)
+
+
+class GroupLimits:
+    """The limits of a group; every method raises ConfigError for a value that cannot be.
+
+    Each raises HostError where the limit cannot be enforced.
+    """
+
+    def __init__(self, files: CgroupFiles, nodes: Sequence[Node], roles: Roles) -> None:
+        self._files = files
+        self._nodes = nodes
+        self._roles = roles
+
+    def memory(self, limit_bytes: int, *, oom_group: bool) -> None:
+        """Limit memory, with no swap beyond; with `oom_group` an OOM takes all processes (v2)."""
+        node = self._node("memory", limit_bytes, at_least=1)
+        try:
+            if node.unified:
+                cgroup_v2.set_memory(self._files, node.fd, limit_bytes, oom_group=oom_group)
+            else:
+                cgroup_v1.set_memory(self._files, node.fd, limit_bytes)
+        except OSError as error:
+            action = f"limit memory to {limit_bytes} bytes in"
+            raise failure(action, node, error, LIMIT_HINT) from error
+
+    def cpus(self, cpus: float) -> None:
+        """Limit processor time to `cpus` seconds a second."""
+        node = self._node("cpus", cpus, at_least=MIN_CPUS)
+        try:
+            node.driver.set_cpus(self._files, node.fd, cpus)
+        except OSError as error:
+            smaller = error.errno == errno.EINVAL
+            hint = "a group above may have a smaller share" if smaller else LIMIT_HINT
+            raise failure(f"limit cpus to {cpus} in", node, error, hint) from error
+
+    def processes(self, processes: int) -> None:
+        """Limit the number of processes and threads."""
+        node = self._node("processes", processes, at_least=1)
+        try:
+            self._files.write(node.fd, "pids.max", str(processes))
+        except OSError as error:
+            raise failure(f"limit processes to {processes} in", node, error, LIMIT_HINT) from error
+
+    def io(self, bytes_per_s: int, devices: Sequence[Device]) -> None:
+        """Limit reading and writing of each device to so much.
+
+        A device that takes no limit is passed over, unless it is the last.
+        """
+        node = self._node(IO, bytes_per_s, at_least=1)
+        refusals: list[OSError] = []
+        for device in devices:
+            try:
+                node.driver.set_io(self._files, node.fd, device, bytes_per_s)
+            except OSError as error:
+                refusals.append(error)
+        if not devices:
+            raise HostError("cannot limit io: no disk is behind the files", hint=_NO_DEVICE_HINT)
+        if len(refusals) == len(devices):
+            names = ", ".join(f"{major}:{minor}" for major, minor in devices)
+            action = f"limit io of device {names} to {bytes_per_s} bytes/s in"
+            first = refusals[0]
+            if first.errno == errno.ENODEV:  # of the device; a removed group has no such file
+                why = f"cannot {action} cgroup {node.path}: {first.strerror}"
+                raise HostError(why, hint=_NO_DEVICE_HINT) from first
+            raise failure(action, node, first, LIMIT_HINT) from first
+
+    def _node(self, limit: str, value: float, *, at_least: float) -> Node:
+        """Give the node where a limit is set, after a look at its value."""
+        if value < at_least:
+            raise ConfigError(f"limit {limit} is {value}", hint=f"give {at_least} or more")
+        controller = LIMITS.get(limit, limit)
+        index: int | None = getattr(self._roles, controller)
+        if index is None:
+            unknown = Reason("the session's group was made without it", LIMIT_HINT)
+            why, hint = self._roles.reasons.get(controller, unknown)
+            raise HostError(f"cannot limit {limit}: {why}", hint=hint or LIMIT_HINT)
+        return self._nodes[index]
