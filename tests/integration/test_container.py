@@ -329,3 +329,25 @@ async def test_many_cells_leave_no_trace(box: Driver) -> None:
     await box.ok("pass")
     # The next place and the spare one may be ready or not yet: less than one for each round.
     assert leaks.descriptors().total() - before < rounds
+
+
+async def test_a_stopped_job_cannot_be_left_in_the_group_of_the_head(box: Driver) -> None:
+    # Linux sends SIGHUP to a process group that becomes orphaned with a stopped job in it, whoever
+    # its members are (setpgid(2)); a cell may not join that of the head.
+    await box.ok(
+        """
+import os, signal
+head = os.getppid()
+if not (middle := os.fork()):
+    if not (job := os.fork()):
+        try:
+            os.setpgid(0, head)
+        except PermissionError:
+            os._exit(7)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    _, status = os.waitpid(job, os.WUNTRACED)
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+refused = os.WEXITSTATUS(os.waitpid(middle, 0)[1])
+"""
+    )
+    assert await box.value("refused") == 7
