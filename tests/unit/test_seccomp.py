@@ -273,3 +273,29 @@ def test_numbers_of_a_few_calls(call: str, x86_64: int, aarch64: int) -> None:
 def test_tables_name_each_number_once() -> None:
     for numbers in NUMBERS.values():
         assert len(set(numbers.values())) == len(numbers)
+
+
+GUARDED = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal".split()
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_session_with_one_user_has_its_signals_asked(machine: str) -> None:
+    def act(name: str, *args: int, guards: bool = True) -> int:
+        program = compile_policy(cell_policy(guards_signals=guards), machine)
+        number = NUMBERS[machine][name]
+        return evaluate(program, arch=AUDIT_ARCH[machine], nr=number, args=args)
+
+    for name in GUARDED:
+        assert act(name, 5, 9) == NOTIFY
+        assert act(name, 5, 9, guards=False) == ALLOW
+    for name in ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setscheduler"):
+        assert act(name, 0, 7) == ALLOW
+        assert act(name, 5, 7) == NOTIFY
+    one_process, of_a_user = 0, 2
+    assert act("setpriority", one_process, 0, 5) == ALLOW
+    assert act("setpriority", one_process, 5, 5) == NOTIFY
+    assert act("setpriority", of_a_user, 0, 5) == NOTIFY
+    set_owner, get_flags = 8, 3
+    assert act("fcntl", 5, set_owner, 7) == EPERM
+    assert act("fcntl", 5, get_flags) == ALLOW
+    assert act("fcntl", 5, set_owner, 7, guards=False) == ALLOW
