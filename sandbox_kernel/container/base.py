@@ -18,6 +18,7 @@ from typing import Any
 from sandbox_kernel.container.plan import DEVICES
 from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
+from sandbox_kernel.linux.shift import show_through
 
 BASE = "/tmp"  # noqa: S108 - only a mount point that every host has; the tmpfs on it is private
 FILE_BYTES = 16 << 20
@@ -107,23 +108,13 @@ def _clone(source: str, *, read_only: bool, shift_fd: int) -> int:
         # What is root's on the host is root's inside then. It looks like nobody's where a file
         # system cannot do it (mount_setattr(2), EINVAL); who may read it is the same.
         with contextlib.suppress(OSError):
-            _shift(tree, shift_fd, recursive=True)
+            show_through(tree, shift_fd, below=True)
     return tree
 
 
 def _set(tree: int, attributes: int, *, recursive: bool) -> None:
     flags = libc.AT_EMPTY_PATH | (libc.AT_RECURSIVE if recursive else 0)
     libc.mount_setattr("", dir_fd=tree, flags=flags, attr_set=attributes)
-
-
-def _shift(tree: int, shift_fd: int, *, recursive: bool) -> None:
-    libc.mount_setattr(
-        "",
-        dir_fd=tree,
-        flags=libc.AT_EMPTY_PATH | (libc.AT_RECURSIVE if recursive else 0),
-        attr_set=libc.MOUNT_ATTR_IDMAP,
-        userns_fd=shift_fd,
-    )
 
 
 def _clone_workspace(source: str, read_only: bool, shift_fd: int) -> int:  # noqa: FBT001
@@ -144,7 +135,7 @@ def _clone_workspace(source: str, read_only: bool, shift_fd: int) -> int:  # noq
     if shift_fd < 0:
         return tree
     try:
-        _shift(tree, shift_fd, recursive=False)
+        show_through(tree, shift_fd, below=False)
     except OSError as error:
         raise LaunchError(
             f"show the notebook's folder {source}",

@@ -21,7 +21,7 @@ from sandbox_kernel.container.signals import Signals
 from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
 from sandbox_kernel.linux.idmap import IdMap
-from sandbox_kernel.linux.notify import notify_receive, notify_respond
+from sandbox_kernel.linux.notify import notify_receive, notify_respond, notify_valid
 
 
 def main(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoReturn:
@@ -107,8 +107,10 @@ class Init:
         call = notify_receive(listener_fd)
         if call is None:
             return
-        judge = self._gate if call.number in GATED else self._signals
-        verdict = judge.judge(call)
+        if call.number in GATED:
+            verdict = self._gate.judge(call)
+        else:
+            verdict = self._signals.judge(call, lambda: notify_valid(listener_fd, call.id))
         notify_respond(listener_fd, call.id, error=verdict.error, proceed=verdict.proceed)
         verdict.then()
 

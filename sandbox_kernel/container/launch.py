@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from sandbox_kernel.container import base, control, init
 from sandbox_kernel.linux import idmap, libc
-from sandbox_kernel.linux.idmap import Extent, IdMap
+from sandbox_kernel.linux.idmap import IdMap
+from sandbox_kernel.linux.shift import shift
 from sandbox_kernel.model import CELL_UID
 
 _NAMESPACES = (
@@ -77,7 +79,7 @@ def _become_root() -> None:
 
 
 @contextlib.contextmanager
-def _host_side(body: dict[str, Any], inner: IdMap) -> Any:
+def _host_side(body: dict[str, Any], inner: IdMap) -> Iterator[base.HostSide]:
     """Collect the host's side of the root; where ids are shifted, shown through the shift."""
     binds = [tuple(bind) for bind in body["binds"]]
     workspace = (body["workspace"], body["workspace_mode"] != "rw") if body["workspace"] else None
@@ -85,32 +87,10 @@ def _host_side(body: dict[str, Any], inner: IdMap) -> Any:
         image_fd = workspace_fd = -1
         if inner.kind == "high":
             root = inner.outside_uid(0)
-            image_fd = stack.enter_context(_shift((0, root, 1), (0, root, 1)))
+            image_fd = stack.enter_context(shift((0, root, 1), (0, root, 1)))
             if workspace is not None:
                 cell = inner.outside_uid(CELL_UID)
                 uids = (body["workspace_owner"], cell, 1)
                 gids = (body["workspace_group"], cell, 1)
-                workspace_fd = stack.enter_context(_shift(uids, gids))
+                workspace_fd = stack.enter_context(shift(uids, gids))
         yield base.collect(binds, workspace, base.Shifts(image_fd, workspace_fd))
-
-
-@contextlib.contextmanager
-def _shift(uids: Extent, gids: Extent) -> Any:
-    """Give a user namespace through which a mount shows an owner as another (mount_setattr(2))."""
-    ready, go = os.pipe()
-    pid = libc.clone(libc.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(go)
-        os.read(ready, 1)  # until the parent has taken the namespace, or died
-        os._exit(0)
-    os.close(ready)
-    try:
-        idmap.write(pid, IdMap("high", (uids,), (gids,)))
-        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(go)
-        os.waitpid(pid, 0)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -17,6 +17,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sandbox_kernel.container.gate import PROCEED, Verdict
 from sandbox_kernel.linux.notify import Notification
@@ -37,45 +38,57 @@ def _int(register: int) -> int:
     return low - (1 << 32) if low >= 1 << 31 else low
 
 
+class _Caller(NamedTuple):
+    pid: int
+    cell: bytes
+    """Its cgroup, as /proc/PID/cgroup has it."""
+
+
 class Signals:
     """Judge calls that name other processes; `proc` is where the session's proc is mounted."""
 
     def __init__(self, *, proc: str) -> None:
         self._proc = proc
 
-    def judge(self, call: Notification) -> Verdict:
-        """Judge one call, and do what it asks for if it may and does not concern the caller."""
+    def judge(self, call: Notification, still_waits: Callable[[], bool]) -> Verdict:
+        """Judge one call, and do what it asks for if it may and does not concern the caller.
+
+        `still_waits` tells whether the caller does: else its pid may be another's by now.
+        """
         name = _NAMES.get(call.number, "")
         try:
-            caller = int(self._status(call.pid, "Tgid"))
+            pid = int(self._status(call.pid, "Tgid"))
+            caller = _Caller(pid, self._cell(pid))
+            if not still_waits():
+                return _NO_SUCH
             if name in STEERING:
                 return self._steer(caller, name, call.args)
             return self._signal(caller, name, call)
         except (FileNotFoundError, ProcessLookupError):  # the caller died
             return _NO_SUCH
 
-    def _steer(self, caller: int, name: str, args: tuple[int, ...]) -> Verdict:
+    def _steer(self, caller: _Caller, name: str, args: tuple[int, ...]) -> Verdict:
         if name in ONE_PROCESS and _int(args[0]) != ONE_PROCESS[name]:
             return _DENIED
         pid = _int(args[STEERING[name]])
         if not os.path.exists(f"{self._proc}/{pid}"):
             return _NO_SUCH
-        return PROCEED if self._cell(pid) == self._cell(caller) else _DENIED
+        return PROCEED if self._cell(pid) == caller.cell else _DENIED
 
-    def _signal(self, caller: int, name: str, call: Notification) -> Verdict:
+    def _signal(self, caller: _Caller, name: str, call: Notification) -> Verdict:
         args = call.args
         if name == "pidfd_send_signal":
             return self._by_descriptor(caller, call)
         if name in ("tgkill", "rt_tgsigqueueinfo"):
             return self._one(caller, _int(args[0]), _int(args[2]))
         target, number = _int(args[0]), _int(args[1])
-        if name == "tkill" and os.path.exists(f"{self._proc}/{caller}/task/{target}"):
+        if name == "tkill" and os.path.exists(f"{self._proc}/{caller.pid}/task/{target}"):
             return PROCEED
         if name != "kill" or target > 0:
             return self._one(caller, target, number)
         return self._many(caller, target, number)
 
-    def _by_descriptor(self, caller: int, call: Notification) -> Verdict:
+    def _by_descriptor(self, caller: _Caller, call: Notification) -> Verdict:
         """Signal whom a pidfd of the caller means; to itself by that way only without threads."""
         try:
             with open(f"{self._proc}/{call.pid}/fdinfo/{_int(call.args[0])}", "rb") as file:
@@ -85,45 +98,42 @@ class Signals:
         target = int(fields.get(b"Pid", b"0"))
         if target <= 0:
             return _NO_SUCH if target else Verdict(errno.EBADF)
-        if target == caller and int(self._status(caller, "Threads")) > 1:
+        if target == caller.pid and int(self._status(caller.pid, "Threads")) > 1:
             return _DENIED  # another thread could exchange the descriptor meanwhile
         return self._one(caller, target, _int(call.args[1]))
 
-    def _one(self, caller: int, target: int, number: int) -> Verdict:
-        if target == caller:
+    def _one(self, caller: _Caller, target: int, number: int) -> Verdict:
+        if target == caller.pid:
             return PROCEED
         if target <= 0:
             return Verdict(errno.EINVAL)
-        return Verdict(self._send(target, number, self._cell(caller)))
+        return Verdict(self._send(target, number, caller.cell))
 
-    def _many(self, caller: int, target: int, number: int) -> Verdict:
+    def _many(self, caller: _Caller, target: int, number: int) -> Verdict:
         """Signal a process group (0: the caller's, -N: group N), or all of the cell (-1)."""
         if not 0 <= number <= signal.NSIG:
             return Verdict(errno.EINVAL)
-        cell = self._cell(caller)
-        group = self._group(caller) if target == 0 else -target
+        own_group = self._group(caller.pid)
+        group = own_group if target == 0 else -target
         everybody = target == -1
         done: set[int] = set()
         for _ in range(_ROUNDS):
-            members = self._members(cell) - done - {caller}
+            members = self._members(caller.cell) - done - {caller.pid}
             meant = {pid for pid in members if everybody or self._group(pid) == group}
             if not meant:
                 break
             for pid in meant:
-                self._send(pid, number, cell)
+                self._send(pid, number, caller.cell)
             done |= meant
         # The caller is of its own group, but kill(2) with -1 leaves it out.
-        concerns_caller = not everybody and self._group(caller) == group
-        if not concerns_caller:
+        if everybody or own_group != group:
             return Verdict(0 if done or everybody else errno.ESRCH)
-        return Verdict(then=self._later(caller, number, cell))
 
-    def _later(self, caller: int, number: int, cell: bytes) -> Callable[[], None]:
+        def to_caller() -> None:
+            self._send(caller.pid, number, caller.cell)
+
         # A signal before the answer would have the caller's call restarted, and so sent twice.
-        def send() -> None:
-            self._send(caller, number, cell)
-
-        return send
+        return Verdict(then=to_caller)
 
     def _send(self, pid: int, number: int, cell: bytes) -> int:
         """Send a signal to a process of a cell; give an errno."""

@@ -40,6 +40,7 @@ def start(sock: socket.socket, packet: control.Packet) -> int:
 
 def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) -> int:
     packet.body |= {"ids": ids.as_json(), "ids_why": why}
+    monitor = os.getpid()
     ready, go = os.pipe()
     try:
         pid = libc.clone(libc.CLONE_NEWUSER)
@@ -50,7 +51,7 @@ def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) ->
     if pid == 0:
         os.close(go)
         if os.read(ready, 1):
-            _perform(sock, packet, ids)
+            _perform(sock, packet, ids, monitor)
         os._exit(1)
     os.close(ready)
     try:
@@ -67,7 +68,7 @@ def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) ->
     return pid
 
 
-def _perform(sock: socket.socket, packet: control.Packet, ids: IdMap) -> NoReturn:
+def _perform(sock: socket.socket, packet: control.Packet, ids: IdMap, monitor: int) -> NoReturn:
     libc.set_name("sandbox-stage")
     packet.body["init_cgroups"] = []  # init is born in them: this process was moved there
     try:
@@ -79,7 +80,7 @@ def _perform(sock: socket.socket, packet: control.Packet, ids: IdMap) -> NoRetur
     packet.close()
     # The monitor's death must end us, and our end init; a change of user has cleared it before.
     libc.set_parent_death_signal(signal.SIGKILL)
-    if os.getppid() == 1:
+    if os.getppid() != monitor:  # it died before; who adopts us may be the user's systemd
         os._exit(1)
     os.waitpid(pid, 0)
     os._exit(0)

@@ -20,6 +20,7 @@ from sandbox_kernel.linux.mountinfo import parse_mounts
 from sandbox_kernel.linux.notify import notify_receive, notify_respond
 from sandbox_kernel.linux.probe_remedy import NO_RIGHTS, SHOW_PROC
 from sandbox_kernel.linux.seccomp import cell_policy, compile_policy
+from sandbox_kernel.linux.shift import show_through
 from sandbox_kernel.linux.syscalls import NUMBERS
 from sandbox_kernel.model import CELL_UID
 
@@ -188,16 +189,9 @@ def use_folder() -> str:
 
 def idmapped(folder: str, userns_fd: int, *, below: bool = False) -> str:
     """Show `folder`, or also what is mounted below, through the map of a user namespace."""
-    recursive = libc.AT_RECURSIVE if below else 0
-    tree = libc.open_tree(folder, flags=_CLONE | recursive)
+    tree = libc.open_tree(folder, flags=_CLONE | (libc.AT_RECURSIVE if below else 0))
     try:
-        libc.mount_setattr(
-            "",
-            dir_fd=tree,
-            flags=libc.AT_EMPTY_PATH | recursive,
-            attr_set=libc.MOUNT_ATTR_IDMAP,
-            userns_fd=userns_fd,
-        )
+        show_through(tree, userns_fd, below=below)
     except OSError as error:
         raise OSError(error.errno, error.strerror, folder) from error
     finally:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sandbox_kernel.linux import idclaim, idmap, libc, probe_acts, probe_child
-from sandbox_kernel.linux.idmap import Extent, IdMap
+from sandbox_kernel.linux.idmap import IdMap
 from sandbox_kernel.model import CELL_UID
 
 FIRST_ID = idclaim.FIRST_ID - idmap.ID_COUNT
@@ -84,30 +85,15 @@ def _become(user: int) -> None:
 
 
 def _write(ids: IdMap, pid: int) -> None:
-    try:
+    with without_pids():
         idmap.write(pid, ids)
-    except OSError as error:
-        path = str(error.filename).replace(str(pid), "PID")
-        raise OSError(error.errno, error.strerror, path) from error
 
 
 @contextmanager
-def shift(uids: Extent, gids: Extent) -> Iterator[int]:
-    """Give a user namespace whose map a mount shows owners through (mount_setattr(2))."""
-    ready, go = os.pipe()
-    pid = libc.clone(libc.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(go)
-        os.read(ready, 1)  # until the parent has taken the namespace, or died
-        os._exit(0)
-    os.close(ready)
+def without_pids() -> Iterator[None]:
+    """Have errors name /proc/PID for the process of the moment, as the next one has another."""
     try:
-        _write(IdMap("high", (uids,), (gids,)), pid)
-        userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(go)
-        os.waitpid(pid, 0)
-    try:
-        yield userns_fd
-    finally:
-        os.close(userns_fd)
+        yield
+    except OSError as error:
+        path = re.sub(r"^/proc/\d+/", "/proc/PID/", str(error.filename or ""))
+        raise OSError(error.errno, error.strerror, path or None) from error

@@ -11,6 +11,7 @@ from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux import idmap, libc, probe_acts, probe_child, probe_ids
 from sandbox_kernel.linux.probe_ids import FIRST_ID, Ground
 from sandbox_kernel.linux.probe_remedy import NEEDS_USER_NAMESPACE, WITHOUT, remedy
+from sandbox_kernel.linux.shift import shift
 from sandbox_kernel.model import CELL_UID
 
 
@@ -173,7 +174,7 @@ def _shifted(
     uids: idmap.Extent, gids: idmap.Extent, folders: tuple[str, ...] | list[str], *, below: bool
 ) -> str:
     libc.unshare(libc.CLONE_NEWNS)
-    with probe_ids.shift(uids, gids) as userns_fd:
+    with probe_ids.without_pids(), shift(uids, gids) as userns_fd:
         for folder in folders:
             probe_acts.idmapped(folder, userns_fd, below=below)
     return ""

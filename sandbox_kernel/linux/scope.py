@@ -312,6 +312,6 @@ class _Connection:
                 self._parser.add_data(self._received())
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # the parser raises whatever it trips over
             raise ValueError(f"it does not speak D-Bus ({error!r})") from error
         return message

@@ -42,15 +42,15 @@ def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
     ids for it.
     """
     body = start_message(spec, cgroup, init_cgroup)
-    claims = []
-    if os.geteuid() == 0:
-        body["first_id"], claim_fd = idclaim.claim()
-        claims.append(claim_fd)
+    claims: list[int] = []
     ours, theirs = control.pair()
     builder, builder_theirs = control.pair()
     head, head_theirs = socket.socketpair()
     head.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     try:
+        if os.geteuid() == 0:
+            body["first_id"], claim_fd = idclaim.claim()
+            claims.append(claim_fd)
         root = str(Path(__file__).resolve().parents[2])
         program = _PROGRAM.format(root=root, fd=theirs.fileno())
         monitor = subprocess.Popen(

@@ -28,6 +28,7 @@ class Host:
         self.proc = proc
         self.signals = Signals(proc=str(proc))
         self.caller = os.getpid()
+        self.waits = True
         self.put(self.caller, "cell")
 
     def put(self, pid: int, cell: str, *, threads: int = 1) -> None:
@@ -39,7 +40,7 @@ class Host:
 
     def judge(self, name: str, *args: int) -> tuple[int, bool]:
         call = Notification(1, self.caller, NUMBERS_HERE[name], (*args, 0, 0, 0, 0, 0, 0)[:6])
-        verdict = self.signals.judge(call)
+        verdict = self.signals.judge(call, lambda: self.waits)
         return verdict.error, verdict.proceed
 
 
@@ -91,6 +92,14 @@ def test_the_caller_signals_itself_without_init(host: Host) -> None:
     assert host.judge("kill", host.caller, 15) == (0, True)
     assert host.judge("tgkill", host.caller, host.caller, 15) == (0, True)
     assert host.judge("tkill", host.caller, 15) == (0, True)
+
+
+def test_who_does_not_wait_any_more_moves_nothing(host: Host, start: Start) -> None:
+    mine = start("cell")
+    host.waits = False  # the pid that asked may be another process by now
+    assert host.judge("kill", mine.pid, 9) == (errno.ESRCH, False)
+    assert host.judge("kill", ALL, 9) == (errno.ESRCH, False)
+    assert mine.poll() is None
 
 
 def test_nobody(host: Host) -> None:
