@@ -141,6 +141,7 @@ def test_an_image_is_taken_only_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (image.cache_folder() / "building-by-one-that-was-killed").mkdir(parents=True)
     built: list[Path] = []
 
     def build(target: Path, tell: image.Tell) -> None:

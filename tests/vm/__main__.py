@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from tests.vm import image, lane, port, source
-from tests.vm.machine import ACCELERATORS, Machine, kvm_boots
+from tests.vm.machine import ACCELERATORS, Machine
 
 FAILED, NOT_RUN = 1, 125
 
@@ -66,12 +66,7 @@ def up(machine: Machine, options: argparse.Namespace) -> int:
     if machine.pid:
         tell("a guest is up already")
         return 0
-    built = image.ensure(tell)
-    accelerator = options.accelerator
-    if accelerator == "auto":
-        accelerator = "kvm" if kvm_boots(built.kernel) else "tcg"
-    machine.start(built, accelerator, stays=True)
-    tell(f"boot with {accelerator}: {machine.wait():.1f} s")
+    machine.boot(image.ensure(tell), options.accelerator, tell, stays=True)
     return 0
 
 

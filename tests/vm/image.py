@@ -131,6 +131,9 @@ def ensure(tell: Tell) -> Image:
             tell(f"image {folder.name}: from the cache")
             os.utime(folder)
             return Image(folder)
+        # With the lock held, these belong to builders that were killed.
+        for half in cache.glob("building-*"):
+            shutil.rmtree(half)
         with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as name:
             whole = Path(name) / "image"
             whole.mkdir()

@@ -23,7 +23,6 @@ rm -rf {SOURCE}
 mkdir {SOURCE}
 tar -x -C {SOURCE} --no-same-owner
 {PYTHON} -m pip install --quiet --no-index --no-deps --force-reinstall {SOURCE}/wheel/*.whl
-{PYTHON} -m compileall -q {SOURCE}
 """
 
 

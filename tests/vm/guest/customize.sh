@@ -3,7 +3,7 @@
 set -eu
 here=/opt/vm
 
-# Ids are given out by hand: one user has a range, one has none, one has a manager without cpu.
+# Ids are given out by hand: two users have a range, one has none.
 add_user() {
     useradd --create-home --shell /bin/bash --uid "$2" \
         --key SUB_UID_COUNT=0 --key SUB_GID_COUNT=0 "$1"
@@ -17,10 +17,15 @@ for file in /etc/subuid /etc/subgid; do
     printf 'ranged:100000:65536\nnocpu:165536:65536\n' > "$file"
 done
 
-# Debian delegates cpu, memory and pids to the managers of users; this one's lacks cpu.
-mkdir -p /etc/systemd/system/user@1002.service.d
-printf '[Service]\nDelegate=\nDelegate=memory pids\n' \
-    > /etc/systemd/system/user@1002.service.d/delegate.conf
+# Debian delegates cpu, memory and pids to the managers of users, and plain's has no more than that.
+# An empty line takes back what the lines before it gave.
+delegate() {
+    mkdir -p "/etc/systemd/system/user@$1.service.d"
+    printf '[Service]\nDelegate=\nDelegate=%s\n' "$2" \
+        > "/etc/systemd/system/user@$1.service.d/delegate.conf"
+}
+delegate 1000 'cpu cpuset io memory pids'
+delegate 1002 'memory pids'
 
 python3 -m venv /opt/venv
 /opt/venv/bin/python -m pip install --quiet --no-index --find-links $here/wheels \
