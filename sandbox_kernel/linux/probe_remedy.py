@@ -91,9 +91,11 @@ REFUSED = {
 
 WITHOUT = {
     "subordinate_ids": "parked interpreters have the cell's user id, so a filter guards them "
-    "against signals instead; a cell has one user, and no root",
+    "against signals instead; a cell has one user, no root, and keeps the groups of who started "
+    "Jupyter",
     "idmapped_image": "what is root's in the image's folders looks like nobody's in a cell",
-    "overlay_opaque": "a cell cannot delete a folder of the image and make it anew",
+    "overlay_opaque": "a cell cannot delete a folder of the notebook or of an earlier cell that "
+    "held files",
     "swap": "a cell may swap beyond its memory limit",
     "freeze": "what a cell started is ended process by process",
     "io": "the disk traffic of cells cannot be limited",

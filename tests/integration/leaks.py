@@ -42,8 +42,11 @@ def session_cgroups(pid: int | None = None) -> list[str]:
     found = []
     for top in cgroup_mounts():
         for folder, names, _ in os.walk(top):
-            found += [f"{folder}/{name}" for name in names if name.startswith(prefix)]
-            names[:] = [name for name in names if not name.startswith("sandbox-kernel-")]
+            # A scope that a kernel asked for is systemd's to remove, and holds its groups.
+            ours = [name for name in names if name.startswith("sandbox-kernel-")]
+            ours = [name for name in ours if not name.endswith(".scope")]
+            found += [f"{folder}/{name}" for name in ours if name.startswith(prefix)]
+            names[:] = [name for name in names if name not in ours]
     return found
 
 
