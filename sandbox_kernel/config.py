@@ -2,136 +2,41 @@
 
 Three places feed it: traitlets (a kernelspec's arguments, a configuration file), the options of
 the command line, and the first line of a cell, `%%sandbox memory=256M`. All three read the table
-`LIMITS`. Whatever is wrong is a ConfigError that names the value and what would be right; nothing
-is clamped or guessed. What a setting does to a container is not known here.
+`limits.LIMITS`. Whatever is wrong is a ConfigError that names the value and what would be right;
+nothing is clamped or guessed. What a setting does to a container is not known here.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from traitlets import Float, Integer, List, TraitType, Unicode, Union
 from traitlets.config import Configurable
 
 from sandbox_kernel.errors import ConfigError
+from sandbox_kernel.limits import BY_NAME, LIMITS, WAIVABLE, Limit, limits_markdown
 from sandbox_kernel.model import Limits
-from sandbox_kernel.units import format_duration, format_size, parse_duration, parse_size
+from sandbox_kernel.units import parse_duration
 
-Value = str | int | float
-"""A setting as it is written: text, or a number in a configuration file."""
-
-MIB = 1 << 20
-MAX_COUNT = 1 << 20
-"""Above this, a number of processes, files or processors is a slip of the pen."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One row of the table of limits."""
-
-    name: str
-    default: Value
-    unit: Literal["size", "duration", "count", "number"]
-    help: str
-    field: str
-    """The field of `model.Limits` that it fills."""
-    minimum: float
-    """The least that is of use, in bytes, seconds or pieces."""
-
-    @property
-    def option(self) -> str:
-        """The option of the command line that sets it."""
-        return "--" + self.name.replace("_", "-")
-
-    def parse(self, value: Value) -> int | float:
-        """Give the value in bytes, seconds or pieces; raises ConfigError."""
-        text = str(value)
-        try:
-            number = self._number(text)
-        except ConfigError as error:
-            raise ConfigError(f"{self.name}: {error.message}", hint=error.hint) from None
-        if number < self.minimum:
-            raise ConfigError(
-                f"{self.name}={text} is too small: the least is {self.format(self.minimum)}",
-                hint=self._unit_hint(text),
-            )
-        return number
-
-    def _number(self, text: str) -> int | float:
-        if self.unit == "size":
-            return parse_size(text)
-        if self.unit == "duration":
-            return parse_duration(text)
-        pattern, what = (r"\d{1,12}", "whole number")
-        if self.unit == "number":
-            pattern, what = (r"\d{1,12}(\.\d{1,12})?", "number")
-        if re.fullmatch(pattern, text.strip(), re.ASCII) is None:
-            raise ConfigError(f"{text!r} is not a {what}", hint=f"for example {self.default}")
-        number = float(text) if self.unit == "number" else int(text)
-        if number > MAX_COUNT:
-            raise ConfigError(f"{text!r} is too large", hint=f"the most is {MAX_COUNT}")
-        return number
-
-    def _unit_hint(self, text: str) -> str:
-        if self.unit == "size" and text.strip().isdigit() and int(text) > 0:
-            return f"a bare number counts bytes: did you mean {self.name}={text.strip()}M?"
-        return f"the default is {self.default}"
-
-    def format(self, number: float) -> str:
-        """Give a value in bytes, seconds or pieces as people read it."""
-        if self.unit == "size":
-            return format_size(int(number))
-        return format_duration(number) if self.unit == "duration" else f"{number:g}"
-
-
-LIMITS = (
-    Limit(
-        "memory",
-        "1G",
-        "size",
-        "Memory that one cell may use, beyond what the session already holds.",
-        "memory_bytes",
-        16 * MIB,
-    ),
-    Limit("cpus", 2.0, "number", "Processors that one cell may keep busy.", "cpus", 0.01),
-    Limit(
-        "cpu_time",
-        "5m",
-        "duration",
-        "Processor time of one cell, all its processes together.",
-        "cpu_time_s",
-        0.1,
-    ),
-    Limit("wall_time", "5m", "duration", "Time on the clock for one cell.", "wall_time_s", 0.1),
-    Limit(
-        "processes", 128, "count", "Processes and threads of one cell at a time.", "processes", 1
-    ),
-    Limit(
-        "disk",
-        "512M",
-        "size",
-        "Files that the session's cells may write, all together.",
-        "disk_bytes",
-        MIB,
-    ),
-    Limit(
-        "output",
-        "10M",
-        "size",
-        "Text of stdout and stderr of one cell; the rest is dropped.",
-        "output_bytes",
-        1024,
-    ),
-    Limit("open_files", 1024, "count", "Open files of each process of a cell.", "open_files", 64),
-)
-"""Every limit there is: feeds the traits, the options, the %%sandbox line and the docs."""
-
-BY_NAME = {limit.name: limit for limit in LIMITS}
+__all__ = [
+    "BY_NAME",
+    "LIMITS",
+    "WAIVABLE",
+    "WORKSPACE_MODES",
+    "SandboxConfig",
+    "Settings",
+    "arguments_of",
+    "ceiling_of",
+    "freeze",
+    "is_status_line",
+    "limits_markdown",
+    "limits_of",
+    "parse_cell",
+]
 
 WORKSPACE_MODES = {
     "overlay": "the notebook's folder can be read; what is written stays in the sandbox",
@@ -139,12 +44,6 @@ WORKSPACE_MODES = {
     "rw": "the notebook's folder itself can be read and written",
     "none": "an empty folder",
 }
-
-WAIVABLE = ("memory", "cpus", "processes", "cpu_time")
-"""Limits that a host may not be able to enforce, and that can then be done without by name.
-
-The other limits work everywhere, and no protection can be waived: nothing runs without them.
-"""
 
 
 def _limit_trait(name: str) -> TraitType[Any, Any]:
@@ -166,6 +65,7 @@ class SandboxConfig(Configurable):
     disk = _limit_trait("disk")
     output = _limit_trait("output")
     open_files = _limit_trait("open_files")
+    io = _limit_trait("io")
 
     image = Unicode("host", help="The image that cells run in.").tag(config=True)
     workspace = Unicode(
@@ -219,14 +119,28 @@ def ceiling_of(config: SandboxConfig, limits: Limits) -> Limits:
         if name not in BY_NAME:
             raise _unknown("limit to give a ceiling to", name, BY_NAME)
         limit = BY_NAME[name]
-        numbers[limit.field] = limit.parse(text)
-        default = getattr(limits, limit.field)
-        if numbers[limit.field] < default:
-            raise ConfigError(
-                f"ceiling {word} is below the limit of {limit.format(default)} that cells have",
-                hint=f"lower the limit too: {limit.option} {text}",
-            )
+        numbers[limit.field] = _ceiling(limit, text, getattr(limits, limit.field))
     return replace(limits, **numbers)
+
+
+def _ceiling(limit: Limit, text: str, default: float | None) -> int | float:
+    """Read how far cells may raise the limit that they have; raises ConfigError."""
+    number, word = limit.parse(text), f"{limit.name}={text}"
+    if number is None:
+        raise ConfigError(
+            f"ceiling {word} is no bound", hint=f"give a high one, for example {limit.name}=100G"
+        )
+    if default is None:
+        raise ConfigError(
+            f"ceiling {word} has no limit below it: cells have none of {limit.name}",
+            hint=f"set the limit too: {limit.option} {text}",
+        )
+    if number < default:
+        raise ConfigError(
+            f"ceiling {word} is below the limit of {limit.format(default)} that cells have",
+            hint=f"lower the limit too: {limit.option} {text}",
+        )
+    return number
 
 
 def freeze(config: SandboxConfig) -> Settings:
@@ -359,9 +273,18 @@ def _cell_limit(name: str) -> Limit:
     raise _unknown("%%sandbox setting", name, BY_NAME)
 
 
-def _below_ceiling(limit: Limit, text: str, ceiling: float) -> int | float:
+def _below_ceiling(limit: Limit, text: str, ceiling: float | None) -> int | float | None:
     number = limit.parse(text)
-    if number > ceiling:
+    if number == ceiling:
+        return number
+    if ceiling is None:
+        # What enforces it is made with the session.
+        raise ConfigError(
+            f"{limit.name}={text} cannot be set by a cell: this kernel has no limit of "
+            f"{limit.name} to lower",
+            hint=f"install a kernel with one: `sandbox-kernel install {limit.option} {text}`",
+        )
+    if number is None or number > ceiling:
         raise ConfigError(
             f"{limit.name}={text} is above the ceiling of {limit.format(ceiling)}",
             hint="the kernelspec sets the ceiling: ask for less, or install a kernel with "
@@ -375,13 +298,3 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     return ConfigError(f"there is no {what} {name!r}", hint=f"{guess}there is {', '.join(names)}")
-
-
-def limits_markdown() -> str:
-    """Give the table of limits as the documentation shows it."""
-    rows = ["| limit | default | least | what it bounds |", "|---|---|---|---|"]
-    rows += [
-        f"| `{limit.name}` | {limit.default} | {limit.format(limit.minimum)} | {limit.help} |"
-        for limit in LIMITS
-    ]
-    return "\n".join(rows) + "\n"

@@ -6,6 +6,7 @@ SandboxError
 ├── ConfigError       a value that somebody wrote is wrong: limit, option, line, verb
 ├── HostError         this host cannot enforce a limit or a protection
 ├── ImageError        an image is missing or cannot be used
+│   └── BuildError    a Dockerfile, its context or a step of it cannot be used
 ├── LaunchError       a step of building a container failed
 ├── ProtocolError     a guest broke the wire protocol
 │   └── GuestGone     a guest's process ended
@@ -38,6 +39,21 @@ class HostError(SandboxError):
 
 class ImageError(SandboxError):
     """An image is missing or cannot be used."""
+
+
+class BuildError(ImageError):
+    """A Dockerfile, its build context or one of its steps cannot be used.
+
+    `problem` is the message alone. `place` is `file:line` and `text` the line itself; both are
+    empty where the error belongs to no line.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "", place: str = "", text: str = "") -> None:
+        message = f"{place}: {problem}" if place else problem
+        super().__init__(f"{message}\n    {text}\n" if text else message, hint=hint)
+        self.problem = problem
+        self.place = place
+        self.text = text
 
 
 class LaunchError(SandboxError):

@@ -17,6 +17,11 @@ HEAD_UID = 1001
 """User and group of parked interpreters, so that a cell cannot signal or trace them."""
 
 
+def head_beside(cell_uid: int) -> int:
+    """Give the user and group of heads where cells have this user."""
+    return HEAD_UID if cell_uid != HEAD_UID else HEAD_UID + 1
+
+
 class Outcome(str, Enum):
     """How an execution ended; the first three commit, the others roll back."""
 
@@ -47,6 +52,8 @@ class Limits:
     disk_bytes: int
     output_bytes: int
     open_files: int
+    io_bytes_per_s: int | None = None
+    """From and to disks, each way; None without a limit."""
 
 
 def total_memory_bytes(ceiling: Limits) -> int:
@@ -79,21 +86,40 @@ class Bind:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """Unpacked layers of an image: folders of one folder of the host, lowest first."""
+
+    folder: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Image:
-    """A root file system as plan: what is bound, written and linked into an empty root."""
+    """A root file system as plan: layers, and what is bound, written and linked on top of them."""
 
     reference: str
     binds: tuple[Bind, ...]
+    layers: Layers | None = None
     files: tuple[tuple[str, str], ...] = ()
     """(absolute path, content) of small files of the skeleton, `/etc/passwd` for one."""
-    folders: tuple[tuple[str, int, int], ...] = ()
-    """(absolute path, mode, owner) of empty folders of the skeleton."""
+    folders: tuple[tuple[str, int, int, int], ...] = ()
+    """(absolute path, mode, user, group) of empty folders of the skeleton."""
     links: tuple[tuple[str, str], ...] = ()
     """(absolute path, target) of symbolic links of the skeleton."""
     python: tuple[str, ...] = ("python3",)
     """The interpreter inside, as argv prefix."""
     env: tuple[tuple[str, str], ...] = ()
     home: str = "/home/jovyan"
+    packages: tuple[str, ...] = ()
+    """Folders inside with what the guest needs, behind the packages of the interpreter."""
+    working_dir: str = ""
+    """Where cells begin; empty for the notebook's folder."""
+    uid: int = CELL_UID
+    gid: int = CELL_UID
+    store: str = ""
+    """The folder of the store that the layers are in."""
+    leased: tuple[str, ...] = ()
+    """Digests that a session claims there, so that no prune takes them away under it."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ makes ineffective as its first act.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
 from sandbox_kernel.linux.idmap import IdMap
 from sandbox_kernel.linux.seccomp import cell_policy, compile_policy
-from sandbox_kernel.model import CELL_UID
+from sandbox_kernel.model import head_beside
 
 GUEST_FD = 3
 """The fd on which a guest speaks with the kernel."""
@@ -30,7 +31,7 @@ KEPT = (libc.CAP_SYS_ADMIN, libc.CAP_SYS_CHROOT, libc.CAP_SETUID, libc.CAP_SETGI
 
 # python -c puts the working folder, which is the notebook's, first on the path.
 _BOOT = (
-    "import sys; sys.path.pop(0); sys.path.append({package!r}); "
+    "import sys; sys.path.pop(0); sys.path.extend({packages!r}); "
     "from sandbox_kernel.guest.main import main; main({fd}, {cell}, {head})"
 )
 
@@ -75,9 +76,10 @@ def _become_guest(
         channel = _arrange_descriptors(channel, link_fd)
         step = "privileges"
         ids = IdMap.from_json(body["ids"])
-        drop_privileges(body["open_files"], is_alone=ids.kind == "single")
+        drop_privileges(body, is_alone=ids.is_alone)
         step = "system call filter"
-        policy = cell_policy(guards_signals=ids.kind == "single")
+        users = {body["cell_uid"], body["cell_gid"], head_beside(body["cell_uid"])}
+        policy = cell_policy(tuple(sorted(users)), guards_signals=ids.is_alone)
         listener = libc.seccomp_load(compile_policy(policy), listener=True)
         if listener is None:
             raise LaunchError(step, "no listener")
@@ -97,31 +99,33 @@ def _become_guest(
 
 def _arrange_descriptors(channel: socket.socket, link_fd: int) -> socket.socket:
     """Leave 0, 1, 2 (null), 3 (the link) and the channel, which exec closes."""
-    kept = os.dup2(channel.detach(), 1000, inheritable=False)
-    link = os.dup2(link_fd, 1001, inheritable=False)
+    kept = fcntl.fcntl(channel.detach(), fcntl.F_DUPFD_CLOEXEC, GUEST_FD + 1)
+    link = fcntl.fcntl(link_fd, fcntl.F_DUPFD_CLOEXEC, GUEST_FD + 1)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.dup2(link, GUEST_FD)
-    os.closerange(GUEST_FD + 1, 1000)
-    os.closerange(1001, 65536)
+    os.closerange(GUEST_FD + 1, kept)
+    os.closerange(kept + 1, 65536)
     return socket.socket(fileno=kept)
 
 
-def drop_privileges(open_files: int, *, is_alone: bool) -> None:
+def drop_privileges(body: dict[str, Any], *, is_alone: bool) -> None:
     """Become the cell user with nothing but KEPT, none of it regainable by exec later on.
 
-    `is_alone` tells that the user namespace has no other id, and allows no setgroups.
+    `body` is the start message. `is_alone` tells that the user namespace has no other id, and
+    allows no setgroups.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = open_files + RESERVED_FDS
+    most = body["open_files"] + RESERVED_FDS
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     libc.drop_bounding(KEPT)
     if not is_alone:
         os.setgroups([])
     libc.set_keep_capabilities(True)
-    os.setresgid(CELL_UID, CELL_UID, CELL_UID)
-    os.setresuid(CELL_UID, CELL_UID, CELL_UID)
+    uid, gid = body["cell_uid"], body["cell_gid"]
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
     mask = libc.cap_mask(KEPT)
     libc.capset(mask, mask, mask)
     for capability in KEPT:
@@ -131,7 +135,9 @@ def drop_privileges(open_files: int, *, is_alone: bool) -> None:
 
 def _exec(body: dict[str, Any], ids: IdMap) -> NoReturn:
     os.chdir(body["cwd"])
-    program = _BOOT.format(package=body["package"], fd=GUEST_FD, cell=CELL_UID, head=ids.head)
+    cell = (body["cell_uid"], body["cell_gid"])
+    head = cell if ids.is_alone else (head_beside(cell[0]),) * 2
+    program = _BOOT.format(packages=body["packages"], fd=GUEST_FD, cell=cell, head=head)
     argv = [*body["python"], "-c", program]
     env = {str(name): str(value) for name, value in body["env"]}
     os.execve(argv[0], argv, env)  # noqa: S606 - no shell, on purpose

@@ -15,36 +15,30 @@ from sandbox_kernel.container.plan import RootSpec, root_plan
 from sandbox_kernel.container.steps import Step
 from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
-from sandbox_kernel.model import CELL_UID
 
 NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup")
 """What is new in every container, by the names of /proc/self/ns; the order of the fds."""
 
-_NEW = (
-    libc.CLONE_NEWNS
-    | libc.CLONE_NEWNET
-    | libc.CLONE_NEWIPC
-    | libc.CLONE_NEWUTS
-    | libc.CLONE_NEWCGROUP
-)
+_NEW = libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWCGROUP
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 _IFF_RUNNING = 0x40
 
 
-def isolate(hostname: str) -> list[int]:
+def isolate(hostname: str, *, network: bool = True) -> list[int]:
     """Enter new namespaces; return their fds in the order of NAMESPACES.
 
-    The caller must be in the cell's cgroup already: a cgroup namespace shows as `/` where its
-    maker was. Raises LaunchError.
+    Without `network` the network stays the one that the caller is in. The caller must be in the
+    cell's cgroup already: a cgroup namespace shows as `/` where its maker was. Raises LaunchError.
     """
     try:
-        libc.unshare(_NEW)
+        libc.unshare(_NEW | (libc.CLONE_NEWNET if network else 0))
     except OSError as error:
         raise LaunchError("new namespaces", error.strerror or "") from error
     try:
         socket.sethostname(hostname)
-        _loopback_up()
+        if network:
+            _loopback_up()
     except OSError as error:
         raise LaunchError("host name and loopback", error.strerror or "") from error
     return [os.open(f"/p/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES]
@@ -56,8 +50,11 @@ def _loopback_up() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
 
 
-def make_layer(layer: int) -> None:
-    """Make the upper and work folders of a cell in the scratch file system."""
+def make_layer(layer: int, cell: tuple[int, int]) -> None:
+    """Make the upper and work folders of a cell in the scratch file system.
+
+    `cell` are the user and group that cells have.
+    """
     top = f"/s/{layer}"
     try:
         os.mkdir(top, 0o700)
@@ -67,13 +64,13 @@ def make_layer(layer: int) -> None:
     for name in ("u", "w", "x", "y"):
         os.mkdir(f"{top}/{name}", 0o755)
     # The root of an upper is the root of what is mounted: /workspace belongs to the cell.
-    os.chown(f"{top}/x", CELL_UID, CELL_UID)
+    os.chown(f"{top}/x", *cell)
 
 
 def make_root(spec: RootSpec) -> None:
     """Put the root together and pivot into it; raises LaunchError that names the step."""
     try:
-        make_layer(spec.layer)
+        make_layer(spec.layer, spec.cell)
     except OSError as error:
         raise LaunchError("folders of the layer", error.strerror or "") from error
     for step in root_plan(spec):

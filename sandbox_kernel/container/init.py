@@ -7,6 +7,8 @@ process of the PID namespace with it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import select
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sandbox_kernel.container import base, boot, build, builder, control, layers
+from sandbox_kernel.container.failure import failed
 from sandbox_kernel.container.gate import GATED, Gate
 from sandbox_kernel.container.signals import Signals
 from sandbox_kernel.errors import LaunchError
@@ -32,21 +35,34 @@ def main(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoRetu
     libc.set_name("sandbox-init")
     gc.disable()  # nothing here makes cycles, and a collection would dirty pages of all forks
     try:
-        if IdMap.from_json(packet.body["ids"]).root == 0:
+        if not IdMap.from_json(packet.body["ids"]).is_alone:
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
         # Cells may have this user too; /proc/PID/mem of init is not for them (ptrace(2)).
         libc.set_dumpable(False)
         os.umask(0o022)
+        job = _job() if "job" in packet.body else None
         base.settle(packet.body)
+        if job is not None:
+            job(sock, packet, monitor_fd)
         init = Init(sock, packet, monitor_fd)
     except (OSError, LaunchError) as error:
-        step = error.step if isinstance(error, LaunchError) else "set up the session's root"
-        cause = error.cause if isinstance(error, LaunchError) else str(error)
-        control.send(sock, {"op": "failed", "step": step, "cause": cause})
+        control.send(sock, failed(error, "set up the session's root"))
         os._exit(1)
-    init.serve()
+    try:
+        init.serve()
+    except OSError as error:
+        control.send(sock, failed(error, "serve the session"))
+    finally:  # this stack is the monitor's, which has other things to do at its end
+        os._exit(1)
+
+
+def _job() -> Callable[[socket.socket, control.Packet, int], NoReturn]:
+    """Give what runs a job; no module can be loaded once the session's root is in place."""
+    from sandbox_kernel.container import job  # noqa: PLC0415 - sessions do without
+
+    return job.perform
 
 
 class Init:
@@ -128,8 +144,9 @@ class Init:
     def _boot(self, packet: control.Packet) -> None:
         try:
             self._start_guest(packet.fds[0], packet.body["layer"])
-        except LaunchError as error:
-            self._reply({"op": "failed", "step": error.step, "cause": error.cause})
+        except (OSError, LaunchError) as error:
+            why = failed(error, "start another first guest")
+            self._reply({"op": "started", "layer": packet.body["layer"], "failed": why})
 
     def _read_control(self) -> None:
         # All of it, before a notification is answered: what the kernel announced counts then.
@@ -177,7 +194,9 @@ class Init:
     def _start_builder(self, packet: control.Packet) -> None:
         """Start a new builder: the one before was killed with the cell that it built for."""
         self._builder.close()
-        self._builder = builder.start(packet.fds[0])
+        # Without a process for it the kernel's channel ends with the packet, which tells it.
+        with contextlib.suppress(OSError):
+            self._builder = builder.start(packet.fds[0])
 
     def _build(self, packet: control.Packet) -> None:
         spec = self._layers.next_root(packet.body["layer"])
@@ -190,17 +209,18 @@ class Init:
         """Move the root of one mount namespace into another one, whose processes go on in it."""
         source, target = packet.fds
         layer = packet.body["layer"]
-        pid = libc.fork()
+        pid = _fork()
         if pid == 0:
             try:
                 build.graft(source, target)
             except OSError as error:
                 os._exit(error.errno or 1)
             os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        failed = {"error": os.strerror(code) if code > 0 else "killed"} if code else {}
-        self._reply({"op": "grafted", "layer": layer, **failed})
+        code = errno.EAGAIN
+        if pid is not None:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        why = {"error": os.strerror(code) if code > 0 else "killed"} if code else {}
+        self._reply({"op": "grafted", "layer": layer, **why})
 
     def _announce(self, packet: control.Packet) -> None:
         self._gate.announce(packet.body["pid"], packet.body["kind"])
@@ -208,6 +228,8 @@ class Init:
     def _commit(self, packet: control.Packet) -> None:
         layer = packet.body["layer"]
         changed = self._layers.commit(layer)
+        if changed:
+            base.keep_inodes()
         self._reply(
             {
                 "op": "committed",
@@ -221,7 +243,10 @@ class Init:
     def _squash(self, packet: control.Packet) -> None:
         """Merge all layers into one, in a process of its own; cells go on meanwhile."""
         layer, chains = packet.body["layer"], self._layers.chains()
-        pid = libc.fork()
+        pid = _fork()
+        if pid is None:  # the chain stays as it is
+            self._reply({"op": "squashed", "layer": layer, "obsolete": []})
+            return
         if pid == 0:
             try:
                 self._layers.merge(layer, chains)
@@ -238,10 +263,11 @@ class Init:
     def _discard(self, packet: control.Packet) -> None:
         left = [layer for layer in packet.body["layers"] if not self._layers.remove_empty(layer)]
         # In a process of its own: a cell may have left a million files, and init must not wait.
-        if left and libc.fork() == 0:
+        if left and not (pid := _fork()):
             for layer in left:
                 self._layers.remove(layer)
-            os._exit(0)
+            if pid == 0:
+                os._exit(0)
         self._reply({"op": "discarded", "layer": packet.body["layers"][0]})
 
     def _resize(self, packet: control.Packet) -> None:
@@ -256,3 +282,11 @@ class Init:
 
     def _watch(self, packet: control.Packet) -> None:
         self._watched.add(packet.body["pid"])
+
+
+def _fork() -> int | None:
+    """Fork; None where the host lets no more processes start, which init must outlive."""
+    try:
+        return libc.fork()
+    except OSError:
+        return None

@@ -14,9 +14,8 @@ from typing import Any
 
 from sandbox_kernel.container import base, control, init
 from sandbox_kernel.linux import idmap, libc
-from sandbox_kernel.linux.idmap import IdMap
+from sandbox_kernel.linux.idmap import IdMap, Wanted
 from sandbox_kernel.linux.shift import shift
-from sandbox_kernel.model import CELL_UID
 
 _NAMESPACES = (
     libc.CLONE_NEWUSER
@@ -24,7 +23,6 @@ _NAMESPACES = (
     | libc.CLONE_NEWNS
     | libc.CLONE_NEWIPC
     | libc.CLONE_NEWUTS
-    | libc.CLONE_NEWNET
 )
 
 
@@ -37,9 +35,10 @@ def launch(sock: socket.socket, packet: control.Packet, inner: IdMap) -> int:
     with _host_side(packet.body, inner) as side:
         if inner.kind == "nested":
             _become_root()
-        base.attach(side, owner=inner.outside_uid(inner.root))
+        base.attach(side, packet.body["layers"], owner=inner.outside_uid(inner.root))
     ready, go = os.pipe()
-    pid = libc.clone(_NAMESPACES)
+    network = 0 if packet.body["network"] == "host" else libc.CLONE_NEWNET
+    pid = libc.clone(_NAMESPACES | network)
     if pid == 0:
         os.close(go)
         if os.read(ready, 1):
@@ -51,6 +50,11 @@ def launch(sock: socket.socket, packet: control.Packet, inner: IdMap) -> int:
         enter_cgroup(path, pid)
     os.write(go, b"g")  # and never close it: its end tells init that we are dead
     return pid
+
+
+def wanted(body: dict[str, Any]) -> Wanted:
+    """Give which ids the session of this start message needs."""
+    return Wanted(body["cell_uid"], body["cell_gid"], body["id_count"])
 
 
 def enter_cgroup(path: str, pid: int) -> None:
@@ -81,16 +85,20 @@ def _become_root() -> None:
 @contextlib.contextmanager
 def _host_side(body: dict[str, Any], inner: IdMap) -> Iterator[base.HostSide]:
     """Collect the host's side of the root; where ids are shifted, shown through the shift."""
-    binds = [tuple(bind) for bind in body["binds"]]
+    binds = [(source, target, read_only) for source, target, read_only in body["binds"]]
     workspace = (body["workspace"], body["workspace_mode"] != "rw") if body["workspace"] else None
     with contextlib.ExitStack() as stack:
-        image_fd = workspace_fd = -1
+        shifts = base.Shifts()
         if inner.kind == "high":
-            root = inner.outside_uid(0)
-            image_fd = stack.enter_context(shift((0, root, 1), (0, root, 1)))
+            root = ((0, inner.outside_uid(0), 1),)
+            # What a job is shown was made for it, and every id in there is meant.
+            seen = (inner.uids, inner.gids) if "job" in body else (root, root)
+            shifts.host = stack.enter_context(shift(*seen))
+            if body["layers"]:
+                shifts.layers = stack.enter_context(shift(inner.uids, inner.gids))
             if workspace is not None:
-                cell = inner.outside_uid(CELL_UID)
-                uids = (body["workspace_owner"], cell, 1)
-                gids = (body["workspace_group"], cell, 1)
-                workspace_fd = stack.enter_context(shift(uids, gids))
-        yield base.collect(binds, workspace, base.Shifts(image_fd, workspace_fd))
+                uid = inner.outside_uid(body["cell_uid"])
+                gid = inner.outside_gid(body["cell_gid"])
+                uids, gids = (body["workspace_owner"], uid, 1), (body["workspace_group"], gid, 1)
+                shifts.workspace = stack.enter_context(shift((uids,), (gids,)))
+        yield base.collect(base.Shown(binds, body["layers_folder"], workspace), shifts)

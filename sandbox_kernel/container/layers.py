@@ -23,6 +23,8 @@ class Layers:
 
     def __init__(self, body: dict[str, Any]) -> None:
         self._targets = tuple(path for path, _ in body["targets"] if path in set(body["bound"]))
+        self._image_layers = len(body["layers"])
+        self._cell = (body["cell_uid"], body["cell_gid"])
         self._mode = body["workspace_mode"] if body["workspace"] else "none"
         self._root: tuple[int, ...] = ()
         self._workspace: tuple[int, ...] = ()
@@ -31,17 +33,20 @@ class Layers:
         self._masked_files = tuple(n for n in masked if n not in self._masked_folders)
         self._read_only = tuple(n for n in plan.READ_ONLY if os.path.lexists(f"/p/{n}"))
 
-    def next_root(self, layer: int) -> plan.RootSpec:
-        """Give what the root of cell `layer` is made of, as of now."""
+    def next_root(self, layer: int, *, tmpfs: tuple[tuple[str, int], ...] = ()) -> plan.RootSpec:
+        """Give what the root of cell `layer` is made of, as of now; `tmpfs` are folders."""
         return plan.RootSpec(
             layer=layer,
             root_layers=self._root,
             workspace_layers=self._workspace,
+            image_layers=self._image_layers,
+            cell=self._cell,
             binds=self._targets,
             workspace_mode=self._mode,
             masked_files=self._masked_files,
             masked_folders=self._masked_folders,
             read_only=self._read_only,
+            tmpfs=tmpfs,
         )
 
     def commit(self, layer: int) -> bool:
@@ -64,7 +69,7 @@ class Layers:
 
     def merge(self, layer: int, chains: Chains) -> None:
         """Write into the folders of `layer` what these chains show."""
-        build.make_layer(layer)
+        build.make_layer(layer, self._cell)
         squash.squash([f"/s/{n}/u" for n in chains[0]], f"/s/{layer}/u")
         squash.squash([f"/s/{n}/x" for n in chains[1]], f"/s/{layer}/x")
 

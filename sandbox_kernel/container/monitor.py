@@ -18,7 +18,8 @@ import sys
 from typing import NoReturn
 
 from sandbox_kernel.container import control, stage
-from sandbox_kernel.container.launch import launch
+from sandbox_kernel.container.failure import failed
+from sandbox_kernel.container.launch import launch, wanted
 from sandbox_kernel.errors import HostError, LaunchError
 from sandbox_kernel.linux import idmap, libc
 
@@ -35,7 +36,7 @@ def main(control_fd: int) -> NoReturn:
     try:
         pid = _start(sock, packet)
     except (OSError, HostError, LaunchError) as error:
-        control.send(sock, {"op": "failed", **stage.words(error)})
+        control.send(sock, failed(error, "set up the session"))
         _remove(packet.body["cgroups"])
         sys.exit(1)
     sock.close()
@@ -50,7 +51,7 @@ def _start(sock: socket.socket, packet: control.Packet) -> int:
     first_id = packet.body["first_id"]
     if first_id is None:
         return stage.start(sock, packet)
-    ids = idmap.high(first_id)
+    ids = idmap.high(first_id, wanted(packet.body))
     packet.body |= {"ids": ids.as_json(), "ids_why": ""}
     return launch(sock, packet, ids)
 

@@ -3,9 +3,11 @@
 Init's small root, in which the paths below are valid:
 
     /b/0 ...      folders and files of the image, read-only (image.binds, in order)
+    /i/0 ...      unpacked layers of the image, read-only, lowest first (links into /l)
     /w            the notebook's folder, where there is one
     /d/null ...   device nodes
-    /k            skeleton: files, folders and mount points of the image, the lowest layer
+    /k            skeleton: mount points, and files and folders of our own, on top of the image's
+                  layers: whatever they have in such a place, a link for one, is hidden
     /s/N/{u,w}    upper and work folder of cell N's root
     /s/N/{x,y}    upper and work folder of cell N's /workspace
     /r            where the next root is put together
@@ -25,6 +27,7 @@ from sandbox_kernel.container.steps import (
     ReadOnlyBind,
     Step,
 )
+from sandbox_kernel.linux import libc
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -43,6 +46,7 @@ MASKED = (
 )
 READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 
+IMAGE = "/i"
 SKELETON = "/k"
 SCRATCH = "/s"
 ROOT = "/r"
@@ -60,12 +64,18 @@ class RootSpec:
     """Committed cells that changed files of the root, newest first."""
     workspace_layers: tuple[int, ...]
     """Committed cells that changed files of /workspace, newest first."""
+    image_layers: int
+    """How many layers the image has."""
+    cell: tuple[int, int]
+    """User and group of cells, to whom /workspace belongs."""
     binds: tuple[str, ...]
     """Targets of the image's binds; the n-th is shown from /b/n."""
     workspace_mode: str
     masked_files: tuple[str, ...]
     masked_folders: tuple[str, ...]
     read_only: tuple[str, ...]
+    tmpfs: tuple[tuple[str, int], ...] = ()
+    """Folders that get a file system in memory of their own, and its size in bytes if not 0."""
 
     def as_json(self) -> dict[str, Any]:
         """Give an object for the control channel."""
@@ -85,7 +95,11 @@ def root_plan(spec: RootSpec) -> tuple[Step, ...]:
     return (
         Overlay(
             folder=SCRATCH,
-            lowers=(*(f"{n}/u" for n in spec.root_layers), SKELETON),
+            lowers=(
+                *(f"{n}/u" for n in spec.root_layers),
+                SKELETON,
+                *(f"{IMAGE}/{n}" for n in reversed(range(spec.image_layers))),
+            ),
             upper=f"{spec.layer}/u",
             work=f"{spec.layer}/w",
             target=ROOT,
@@ -103,8 +117,14 @@ def root_plan(spec: RootSpec) -> tuple[Step, ...]:
             options="newinstance,ptmxmode=0666,mode=0620",
             flags=FileSystem.flags & ~4,  # devpts is a file system of devices: no MS_NODEV
         ),
+        *(_tmpfs(path, size_bytes) for path, size_bytes in spec.tmpfs),
         Pivot(ROOT),
     )
+
+
+def _tmpfs(path: str, size_bytes: int) -> Step:
+    size = f",size={size_bytes}" if size_bytes else ""
+    return FileSystem("tmpfs", ROOT + path, f"mode=1777{size}", FileSystem.flags & ~libc.MS_NOEXEC)
 
 
 def _workspace(spec: RootSpec) -> tuple[Step, ...]:

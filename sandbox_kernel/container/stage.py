@@ -16,10 +16,13 @@ import socket
 from typing import NoReturn
 
 from sandbox_kernel.container import control
-from sandbox_kernel.container.launch import enter_cgroup, launch
+from sandbox_kernel.container.failure import REMEDIES, failed
+from sandbox_kernel.container.launch import enter_cgroup, launch, wanted
 from sandbox_kernel.errors import HostError, LaunchError
 from sandbox_kernel.linux import idmap, libc
 from sandbox_kernel.linux.idmap import IdMap
+
+V1_MOVES = "cgroup v1 lets only root move processes of other ids, subordinate ones too"
 
 
 def start(sock: socket.socket, packet: control.Packet) -> int:
@@ -29,12 +32,15 @@ def start(sock: socket.socket, packet: control.Packet) -> int:
     Raises OSError, LaunchError.
     """
     uid, gid = os.geteuid(), os.getegid()
-    ids, why = idmap.choose(uid, gid)
+    needed = wanted(packet.body)
+    ids, why = idmap.choose(uid, gid, needed)
+    if ids.kind != "single" and not packet.body["takes_other_users"]:
+        ids, why = idmap.single(uid, gid, needed), V1_MOVES
     if ids.kind != "single":
         try:
             return _clone(sock, packet, ids, why)
         except HostError as error:
-            ids, why = idmap.single(uid, gid), str(error)
+            ids, why = idmap.single(uid, gid, needed), str(error)
     return _clone(sock, packet, ids, why)
 
 
@@ -47,7 +53,8 @@ def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) ->
     except OSError as error:
         os.close(ready)
         os.close(go)
-        raise LaunchError("make a user namespace", error.strerror or "") from error
+        hint = REMEDIES.get(error.errno or 0, "see `sandbox-kernel doctor`")
+        raise LaunchError("make a user namespace", error.strerror or "", hint=hint) from error
     if pid == 0:
         os.close(go)
         if os.read(ready, 1):
@@ -74,7 +81,7 @@ def _perform(sock: socket.socket, packet: control.Packet, ids: IdMap, monitor: i
     try:
         pid = launch(sock, packet, idmap.nested(ids))
     except (OSError, HostError, LaunchError) as error:
-        control.send(sock, {"op": "failed", **words(error)})
+        control.send(sock, failed(error, "set up the session"))
         os._exit(1)
     sock.close()
     packet.close()
@@ -84,13 +91,3 @@ def _perform(sock: socket.socket, packet: control.Packet, ids: IdMap, monitor: i
         os._exit(1)
     os.waitpid(pid, 0)
     os._exit(0)
-
-
-def words(error: OSError | HostError | LaunchError) -> dict[str, str]:
-    """Give the fields of the message `failed`."""
-    if isinstance(error, LaunchError):
-        return {"step": error.step, "cause": error.cause, "hint": error.hint}
-    if isinstance(error, HostError):
-        return {"step": "set up the session", "cause": error.message, "hint": error.hint}
-    where = f" ({error.filename})" if error.filename else ""
-    return {"step": "set up the session", "cause": f"{error.strerror}{where}"}

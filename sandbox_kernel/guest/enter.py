@@ -21,12 +21,12 @@ def drop_at_boot() -> None:
     libc.capset(0, _KEPT, 0)
 
 
-def enter(namespace_fds: list[int], uid: int) -> None:
+def enter(namespace_fds: list[int], uid: int, gid: int) -> None:
     """Join the namespaces of a container and become the cell's user."""
     libc.capset(_KEPT, _KEPT, 0)
     for fd in namespace_fds:
         libc.setns(fd)
-    _become(uid)
+    _become(uid, gid)
     libc.capset(0, _KEPT, 0)
     for fd in namespace_fds:
         os.close(fd)
@@ -34,16 +34,16 @@ def enter(namespace_fds: list[int], uid: int) -> None:
     libc.set_dumpable(True)
 
 
-def park(uid: int) -> None:
+def park(uid: int, gid: int) -> None:
     """Become the head's user, out of reach of every cell: kill, ptrace and /proc are EPERM."""
     libc.capset(_KEPT, _KEPT, 0)
-    _become(uid)
+    _become(uid, gid)
     libc.capset(0, _KEPT, 0)
     libc.set_dumpable(False)
 
 
-def _become(uid: int) -> None:
-    os.setresgid(uid, uid, uid)
+def _become(uid: int, gid: int) -> None:
+    os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 

@@ -33,8 +33,11 @@ FDS_NEEDED = 16
 """How many descriptors it takes to fork a child and to enter a container, with some to spare."""
 
 
-def main(link_fd: int, cell_uid: int, head_uid: int) -> NoReturn:
-    """Boot the first guest of a session and serve for ever."""
+def main(link_fd: int, cell: tuple[int, int], head: tuple[int, int]) -> NoReturn:
+    """Boot the first guest of a session and serve for ever.
+
+    `cell` and `head` are the user and group ids of cells and of parked interpreters.
+    """
     enter.drop_at_boot()
     libc.set_name("python")
     sys.argv = [""]
@@ -50,8 +53,9 @@ def main(link_fd: int, cell_uid: int, head_uid: int) -> NoReturn:
     gc.freeze()
     # Only now: a json.py in the notebook's folder is for the notebook, not for us.
     sys.path.insert(0, "")
-    enter.park(head_uid)
-    guest = Guest(link, requests, (cell_uid, head_uid))
+    enter.park(*head)
+    type(requests.kernel).is_heard = True
+    guest = Guest(link, requests, cell, head)
     link.send({"op": "parked", "threads": threads.quiesce()})
     guest.serve()
 
@@ -59,9 +63,11 @@ def main(link_fd: int, cell_uid: int, head_uid: int) -> NoReturn:
 class Guest:
     """One interpreter and its link."""
 
-    def __init__(self, link: Link, requests: Any, uids: tuple[int, int]) -> None:
+    def __init__(
+        self, link: Link, requests: Any, cell: tuple[int, int], head: tuple[int, int]
+    ) -> None:
         self._link = link
-        self._cell_uid, self._head_uid = uids
+        self._cell, self._head = cell, head
         self._requests = requests
         self._children: dict[int, int] = {}
         self._files: dict[int, str] = {}
@@ -105,6 +111,8 @@ class Guest:
         fds = [self._link.fds.pop(0) for _ in range(3)]
         if not self._parked:
             self._place = _current_folder()
+            if not (frame.body["live"] or self._children):
+                _reap()
         try:
             pid = threads.fork() if frame.body["live"] else libc.fork()
         except OSError:  # the child's link closes with the descriptors, which tells it
@@ -135,7 +143,7 @@ class Guest:
     def _do_enter(self, frame: Frame) -> None:
         """Step into a container and get ready for one request."""
         fds, self._link.fds = self._link.fds, []
-        enter.enter(fds, self._cell_uid)
+        enter.enter(fds, *self._cell)
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")  # whoever runs out of memory: the cell, never a head
         self._link.send({"op": "ready", "notes": self._settle()})
@@ -223,7 +231,7 @@ class Guest:
     def _do_park(self, frame: Frame) -> None:
         """Become the head: out of the reach of the cells to come."""
         self._place = _current_folder()
-        enter.park(self._head_uid)
+        enter.park(*self._head)
         self._parked = True
         self._link.send({"op": "parked", "threads": []})
 
@@ -255,6 +263,13 @@ def limit_open_files(limit: int | None) -> None:
     if limit is None:
         for fd in [os.dup(LINK_FD) for _ in range(FDS_NEEDED)]:
             os.close(fd)
+
+
+def _reap() -> None:
+    """Let go of what the cell has started, now killed: until then it counts as processes."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 def _current_folder() -> str:

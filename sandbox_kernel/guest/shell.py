@@ -100,7 +100,7 @@ class LinkSession(Session):
         else:
             msg = msg_or_type
             buffers = buffers or msg.get("buffers")
-        if stream is not None:
+        if stream is not None and GuestKernel.is_heard:
             raw = tuple(bytes(memoryview(buffer).cast("B")) for buffer in buffers or ())
             self.link.publish(
                 {
@@ -130,6 +130,8 @@ class GuestKernel(IPythonKernel):
     """ipykernel's IPython kernel, driven by frames."""
 
     io_loop: Any = None
+    is_heard = False
+    """Whether the kernel listens yet: what a library prints while it is loaded is for nobody."""
 
     def _input_request(self, prompt: Any, ident: Any, parent: Any, password: bool = False) -> str:
         link: Link = self.session.link  # type: ignore[union-attr]
@@ -156,7 +158,8 @@ def make_kernel(link: Link) -> GuestKernel:
     asyncio.set_event_loop(loop)
 
     def barrier() -> None:
-        link.publish({"op": "sync"})
+        if GuestKernel.is_heard:
+            link.publish({"op": "sync"})
 
     sys.stdout = sys.__stdout__ = streams.OutputStream(1, "stdout", barrier)  # type: ignore[misc,assignment]
     sys.stderr = sys.__stderr__ = streams.OutputStream(2, "stderr", barrier)  # type: ignore[misc,assignment]

@@ -19,13 +19,14 @@ from traitlets.config import Application, Config
 
 from sandbox_kernel.config import SandboxConfig, freeze
 from sandbox_kernel.errors import ConfigError, SandboxError
-from sandbox_kernel.image.host import resolve
+from sandbox_kernel.image import host
 from sandbox_kernel.kernel.lazy import defer
 from sandbox_kernel.kernel.parent import ParentWatch
 from sandbox_kernel.model import SessionSpec
 
 if TYPE_CHECKING:
     from sandbox_kernel.kernel.engine import Engine
+    from sandbox_kernel.model import Image
 
 CONFIG_FILE = "jupyter_sandbox_kernel_config"
 _OPTION = "--SandboxConfig."
@@ -80,6 +81,17 @@ def open_session(spec: SessionSpec) -> Engine:
     return session
 
 
+def find_image(reference: str) -> Image:
+    """Give the image that sessions run in; raises ImageError."""
+    if reference == host.REFERENCE:
+        return host.host_image()
+    from sandbox_kernel.build.session_image import (  # noqa: PLC0415 - the store is not for all
+        session_image,
+    )
+
+    return session_image(reference)
+
+
 class SettingsFile(Application):
     """The part of traitlets that reads arguments and configuration files."""
 
@@ -104,7 +116,7 @@ class SpecReader:
                 f"the folder that the kernel was started in is gone: {error.strerror}",
                 hint="open the notebook from a folder that exists",
             ) from error
-        image = resolve(settings.image)
+        image = find_image(settings.image)
         return SessionSpec(
             session_id=uuid.uuid4().hex[:12],
             image=image,

@@ -193,6 +193,7 @@ def status_rows(limits: Limits, usage: Usage | None) -> list[tuple[str, str, str
     cpu = "-" if usage is None else format_duration(used.cpu_s)
     wall = "-" if usage is None else format_duration(used.wall_s)
     processes = "-" if used.peak_processes is None else str(used.peak_processes)
+    rate = limits.io_bytes_per_s
     return [
         ("memory", format_size(limits.memory_bytes), size(used.peak_memory_bytes)),
         ("cpus", f"{limits.cpus:g}", "-"),
@@ -202,6 +203,7 @@ def status_rows(limits: Limits, usage: Usage | None) -> list[tuple[str, str, str
         ("disk", format_size(limits.disk_bytes), size(used.disk_bytes)),
         ("output", format_size(limits.output_bytes), size(used.output_bytes)),
         ("open_files", str(limits.open_files), "-"),
+        ("io", "none" if rate is None else f"{format_size(rate)}/s", "-"),
     ]
 
 

@@ -153,7 +153,7 @@ class CgroupTree:
             raise HostError(f"cannot make cgroup {name}: {error.strerror}") from error
         if not nodes:
             raise self._none_made()
-        return Cgroup(self._files, name, tuple(nodes), self._roles(nodes, wanted), depth=0)
+        return Cgroup(self._files, name, tuple(nodes), self._roles(nodes, wanted))
 
     def _none_made(self) -> HostError:
         """Word the error for a session that no hierarchy takes."""
@@ -306,7 +306,7 @@ class CgroupTree:
     def _sweep_one(self, name: str, nodes: list[Node]) -> bool:
         """Kill and remove one left-over; tell whether it is gone."""
         roles = self._roles(nodes, set())  # it gets no limits any more
-        group = Cgroup(self._files, name, tuple(nodes), roles, depth=0)
+        group = Cgroup(self._files, name, tuple(nodes), roles)
         try:
             pids = group.processes()
             # A kernel in another PID namespace has another idea of its pid: whoever shows as 0,

@@ -32,13 +32,16 @@ def kill_members(
                 f"processes {pids} of cgroup {name} survive SIGKILL",
                 hint="they hang in the kernel, or are out of this PID namespace",
             )
-        # Not all may stand still in time; the forks that got away are in the next round.
-        freeze(ROUND_FREEZE_S)
+        # Not all may stand still in time, or none in a tree that was made read-only; the forks
+        # that got away are in the next round.
+        with contextlib.suppress(HostError):
+            freeze(ROUND_FREEZE_S)
         try:
             pidfds = _signal(pids, members)
         finally:
             # A v1 freezer delivers the signal on thawing only.
-            thaw()
+            with contextlib.suppress(HostError):
+                thaw()
         _await_end(pidfds, deadline_s)
 
 

@@ -55,14 +55,20 @@ class Cgroup:
     """
 
     def __init__(
-        self, files: CgroupFiles, name: str, nodes: tuple[Node, ...], roles: Roles, *, depth: int
+        self,
+        files: CgroupFiles,
+        name: str,
+        nodes: tuple[Node, ...],
+        roles: Roles,
+        *,
+        above: GroupLimits | None = None,
     ) -> None:
         self.name = name
         self._files = files
         self._nodes = nodes
         self._roles = roles
-        self._limits = GroupLimits(files, nodes, roles)
-        self._depth = depth
+        self._limits = GroupLimits(files, nodes, roles, above=above)
+        self._is_session = above is None
         self._holds_processes = False
         self._has_children = False
         self._open = True
@@ -102,6 +108,21 @@ class Cgroup:
         """Tell whether `usage` knows the cpu time."""
         return self._roles.cpuacct is not None
 
+    @property
+    def counts_writeback(self) -> bool:
+        """Tell whether a limit of `io` holds for what is written back from the page cache too."""
+        # v2 finds the group by the one whose memory the page is; v1 takes the root group for all.
+        roles = self._roles
+        return roles.io is not None and roles.io == roles.memory == roles.unified
+
+    @property
+    def takes_other_users(self) -> bool:
+        """Tell whether an ordinary user may move processes of other ids of his between groups.
+
+        v1 lets nobody but root move what is not his own (cgroup1_procs_write_permission).
+        """
+        return all(node.unified for node in self._nodes)
+
     def close(self) -> None:
         """Close the fds; the group itself stays."""
         if self._open:
@@ -123,7 +144,7 @@ class Cgroup:
                 hint = "choose another name" if error.errno == errno.EEXIST else LIMIT_HINT
                 raise failure(f"make group {name} in", node, error, hint) from error
             nodes.append(Node(f"{node.path}/{name}", fd, node.unified))
-        return Cgroup(self._files, name, tuple(nodes), self._roles, depth=self._depth + 1)
+        return Cgroup(self._files, name, tuple(nodes), self._roles, above=self._limits)
 
     def _undo(self, nodes: list[Node]) -> None:
         """Remove the directories of a group that could not be made in every hierarchy."""
@@ -181,7 +202,7 @@ class Cgroup:
         """
         if memory_bytes is not None:
             # Never on a session: a kill for the total would take the heads with the cell.
-            self._limits.memory(memory_bytes, oom_group=self._depth > 0)
+            self._limits.memory(memory_bytes, oom_group=not self._is_session)
         if cpus is not None:
             self._limits.cpus(cpus)
         if processes is not None:
@@ -216,6 +237,24 @@ class Cgroup:
                 os.close(sub_fd)
         return pids
 
+    def exists(self) -> bool:
+        """Tell whether nobody has removed it, in any hierarchy in use."""
+        return self._open and all(self._files.has(node.fd, "cgroup.procs") for node in self._nodes)
+
+    def holds(self, pid: int) -> bool:
+        """Tell whether a process is in this very group, in every hierarchy in use.
+
+        Who has the rights may move it elsewhere at any time, out of all limits.
+        """
+        try:
+            return self._open and all(
+                pid in cgroup_v2.members(self._files, node.fd) for node in self._nodes
+            )
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise failure("list the processes of", self._nodes[0], error, LIMIT_HINT) from error
+
     def usage(self) -> CgroupUsage:
         """Read the counters; raise HostError when the group is gone."""
         files, nodes, roles = self._files, self._nodes, self._roles
@@ -245,19 +284,25 @@ class Cgroup:
         Where there is cgroup.kill (a v2 tree, since 5.14) it returns at once, else when all died.
         Raises HostError when something survives.
         """
+        self._limits.hurry()
         if self._roles.unified is not None:
             try:
                 cgroup_v2.kill(self._files, self._nodes[self._roles.unified].fd)
             except OSError as error:
-                if error.errno not in _GONE:
-                    raise failure("kill", self._nodes[0], error, LIMIT_HINT) from error
                 # No such file: the kernel is older, or the group is gone, and so its members.
+                # Not to be written: the tree was made read-only, which keeps no signal off.
+                if error.errno not in (*_GONE, errno.EROFS):
+                    raise failure("kill", self._nodes[0], error, LIMIT_HINT) from error
             else:
                 return
         cgroup_end.kill_members(self.name, self.processes, self._frozen_within, self.thaw)
 
     def freeze(self) -> None:
-        """Stop everything inside; raise HostError if it does not stand still in time."""
+        """Stop everything inside; raise HostError if it does not stand still in time.
+
+        What it reads and writes is not limited any more: it is frozen to be killed.
+        """
+        self._limits.hurry()
         if not self._frozen_within(FREEZE_TIMEOUT_S):
             raise HostError(
                 f"cgroup {self.name} cannot be frozen within {FREEZE_TIMEOUT_S} s",
@@ -329,3 +374,4 @@ class Cgroup:
             except OSError as error:
                 hint = f"processes {self.processes()} are inside: kill the group first"
                 raise failure("remove", node, error, hint) from error
+        self._limits.calm()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 from collections.abc import Sequence
 
 from sandbox_kernel.errors import ConfigError, HostError
@@ -24,10 +26,21 @@ class GroupLimits:
     Each raises HostError where the limit cannot be enforced.
     """
 
-    def __init__(self, files: CgroupFiles, nodes: Sequence[Node], roles: Roles) -> None:
+    def __init__(
+        self,
+        files: CgroupFiles,
+        nodes: Sequence[Node],
+        roles: Roles,
+        *,
+        above: GroupLimits | None = None,
+    ) -> None:
         self._files = files
         self._nodes = nodes
         self._roles = roles
+        self._above = above
+        self._io: tuple[int, tuple[Device, ...]] | None = None
+        self._hurried: set[GroupLimits] = set()
+        """Those inside that are about to end."""
 
     def memory(self, limit_bytes: int, *, oom_group: bool) -> None:
         """Limit memory, with no swap beyond; with `oom_group` an OOM takes all processes (v2)."""
@@ -81,6 +94,56 @@ class GroupLimits:
                 why = f"cannot {action} cgroup {node.path}: {first.strerror}"
                 raise HostError(why, hint=_NO_DEVICE_HINT) from first
             raise failure(action, node, first, LIMIT_HINT) from first
+        self._io = bytes_per_s, tuple(devices)
+
+    def hurry(self) -> None:
+        """Let the group's disk traffic go, since it is about to end; that above until `calm`.
+
+        Neither SIGKILL nor the freezer gets past a direct read or write that is under way.
+        """
+        if self._roles.io is None:
+            return
+        node = self._nodes[self._roles.io]
+        self._lift(node, node.fd, inside=True)
+        if self._above is not None:
+            self._above.make_way(self)
+
+    def make_way(self, inner: GroupLimits) -> None:
+        """Lift the limit of disk traffic, for a group inside that is about to end."""
+        self._hurried.add(inner)
+        if self._roles.io is not None:
+            node = self._nodes[self._roles.io]
+            self._lift(node, node.fd, inside=False)
+
+    def calm(self) -> None:
+        """Let the group above set its limit again, now that this one is gone."""
+        if self._above is not None:
+            self._above.close_up(self)
+
+    def close_up(self, inner: GroupLimits) -> None:
+        """Set the limit of disk traffic again if no group inside is about to end any more."""
+        self._hurried.discard(inner)
+        if self._io is not None and not self._hurried:
+            # Removed, or made read-only: then the next limit that is set fails, and says so.
+            with contextlib.suppress(HostError):
+                self.io(*self._io)
+
+    def _lift(self, node: Node, fd: int, *, inside: bool) -> None:
+        """Lift the limits of one directory, and of those `inside`."""
+        try:
+            node.driver.lift_io(self._files, fd)
+            names = self._files.subdirs(fd) if inside else []
+        except OSError:
+            return  # removed, or made read-only: whoever is about to end ends later
+        for name in names:
+            try:
+                sub_fd = self._files.open_dir(name, dir_fd=fd)
+            except FileNotFoundError:
+                continue
+            try:
+                self._lift(node, sub_fd, inside=True)
+            finally:
+                os.close(sub_fd)
 
     def _node(self, limit: str, value: float, *, at_least: float) -> Node:
         """Give the node where a limit is set, after a look at its value."""

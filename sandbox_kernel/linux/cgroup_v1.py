@@ -74,6 +74,13 @@ def set_io(files: CgroupFiles, fd: int, device: tuple[int, int], bytes_per_s: in
         files.write(fd, name, f"{device[0]}:{device[1]} {bytes_per_s}")
 
 
+def lift_io(files: CgroupFiles, fd: int) -> None:
+    """Take the limits of all disks off."""
+    for name in ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"):
+        for line in files.read(fd, name).splitlines():
+            files.write(fd, name, f"{line.split()[0]} 0")
+
+
 def count_below(files: CgroupFiles, fd: int) -> None:
     """Make the group's limit cover the groups inside it, before any is made."""
     # The default since 5.11, and later kernels may drop the file.

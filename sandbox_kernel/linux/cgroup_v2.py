@@ -44,6 +44,12 @@ def set_io(files: CgroupFiles, fd: int, device: tuple[int, int], bytes_per_s: in
     files.write(fd, "io.max", text)
 
 
+def lift_io(files: CgroupFiles, fd: int) -> None:
+    """Take the limits of all disks off."""
+    for line in files.read(fd, "io.max").splitlines():
+        files.write(fd, "io.max", f"{line.split()[0]} rbps=max wbps=max")
+
+
 def memory_usage(files: CgroupFiles, fd: int) -> tuple[int, int | None, int, int]:
     """Read memory in use, its peak (5.19), the OOM kills and the OOM events of this very group."""
     peak = files.read_optional(fd, "memory.peak")

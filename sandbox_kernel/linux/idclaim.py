@@ -24,16 +24,17 @@ FOLDERS = ("/run", "/dev/shm", "/tmp")  # noqa: S108 - the file is root's, see _
 TRIES = 1024
 
 
-def claim() -> tuple[int, int]:
-    """Claim a range of ID_COUNT ids; give its first id and the descriptor that holds it.
+def claim(count: int = ID_COUNT) -> tuple[int, int]:
+    """Claim a range of `count` ids; give its first id and the descriptor that holds it.
 
     Raises HostError.
     """
     fd = _open()
+    slots = -(-count // ID_COUNT)
     # At random, so that kernels in containers that do not share the file hardly meet either.
     start = secrets.randbelow(RANGES)
-    for number in (slot % RANGES for slot in range(start, start + TRIES)):
-        if _lock(fd, number):
+    for number in (slot % (RANGES - slots + 1) for slot in range(start, start + TRIES)):
+        if _lock(fd, number, slots):
             return FIRST_ID + number * ID_COUNT, fd
     os.close(fd)
     raise HostError(
@@ -63,9 +64,9 @@ def _open() -> int:
     )
 
 
-def _lock(fd: int, number: int) -> bool:
+def _lock(fd: int, number: int, count: int) -> bool:
     # struct flock: type, whence, start, length, pid (0 for an OFD lock).
-    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, number, count, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
     except BlockingIOError:

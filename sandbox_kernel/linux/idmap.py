@@ -17,15 +17,15 @@ from typing import Any
 
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux.idmap_tables import NEEDED, Range, ranges, read, taken_ids, user_name
-from sandbox_kernel.model import CELL_UID, HEAD_UID
+from sandbox_kernel.model import CELL_UID
 
-__all__ = ["ID_COUNT", "Extent", "IdMap", "choose", "high", "nested", "ranges", "single"]
+__all__ = ["ID_COUNT", "Extent", "IdMap", "Wanted", "choose", "high", "nested", "ranges", "single"]
 __all__ += ["find_subordinate", "subordinate", "tools", "write"]
 
 Extent = tuple[int, int, int]
 """First id inside, first id outside, count: one line of /proc/PID/uid_map."""
 ID_COUNT = NEEDED + 1
-"""How many ids a session has; 0, CELL_UID and HEAD_UID are in use."""
+"""How many ids a session has; those of root, of cells and of heads are in use."""
 TOOL_TIMEOUT_S = 10.0
 """newuidmap asks for the user's name, and a directory server may be slow."""
 
@@ -34,6 +34,20 @@ NO_NEW_PRIVILEGES = (
     "no_new_privs is set, so no setuid program works: take NoNewPrivileges=yes out of the unit "
     "that starts Jupyter, in a container allow privilege escalation"
 )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which ids a user namespace shall have, by their numbers inside."""
+
+    uid: int = CELL_UID
+    """Who stands for an ordinary user himself; mapped in any case, as is the group."""
+    gid: int = CELL_UID
+    count: int = ID_COUNT
+    """The ids from 0 on that there shall be."""
+
+
+SESSION = Wanted()
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,12 @@ class IdMap:
 
     @property
     def root(self) -> int:
-        """Give the id of init inside: 0, or the only one there is."""
-        return CELL_UID if self._lone else 0
+        """Give the user id of init inside: 0, or the only one there is."""
+        return self.uids[0][0] if self.is_alone else 0
 
     @property
-    def head(self) -> int:
-        """Give the id of parked guests inside; that of the cell where there is no other."""
-        return CELL_UID if self._lone else HEAD_UID
-
-    @property
-    def _lone(self) -> bool:
+    def is_alone(self) -> bool:
+        """Tell whether there is one user id only, which cells and heads then share."""
         return sum(count for _, _, count in self.uids) == 1
 
     def outside_uid(self, inside: int) -> int:
@@ -88,31 +98,46 @@ def _outside(extents: tuple[Extent, ...], inside: int, what: str) -> int:
     raise HostError(f"{what} id {inside} is not mapped in the session's user namespace")
 
 
-def high(first_id: int) -> IdMap:
+def high(first_id: int, wanted: Wanted = SESSION) -> IdMap:
     """Map all ids of a session to a range of the host that no user has."""
-    extents = ((0, first_id, ID_COUNT),)
-    return IdMap("high", extents, extents)
+    uids, gids = (_upwards(first_id, own, wanted.count) for own in (wanted.uid, wanted.gid))
+    return IdMap("high", uids, gids)
 
 
-def single(uid: int, gid: int) -> IdMap:
+def _upwards(first_id: int, own: int, count: int) -> tuple[Extent, ...]:
+    if own < count:
+        return ((0, first_id, count),)
+    # The range has no more than `count`, so one beyond takes the place of the last.
+    return ((0, first_id, count - 1), (own, first_id + count - 1, 1))
+
+
+def single(uid: int, gid: int, wanted: Wanted = SESSION) -> IdMap:
     """Map the cell's user to this one, and nobody else."""
-    return IdMap("single", ((CELL_UID, uid, 1),), ((CELL_UID, gid, 1),))
+    return IdMap("single", ((wanted.uid, uid, 1),), ((wanted.gid, gid, 1),))
 
 
 def subordinate(
-    uid: int, gid: int, uid_ranges: tuple[Range, ...], gid_ranges: tuple[Range, ...]
+    own: tuple[int, int],
+    uid_ranges: tuple[Range, ...],
+    gid_ranges: tuple[Range, ...],
+    wanted: Wanted = SESSION,
 ) -> IdMap:
     """Map the cell's user to this one, and the other ids to the ranges in their order.
 
-    Raises HostError where the ranges are too small.
+    `own` are his user and group id. Raises HostError where the ranges are too small.
     """
-    return IdMap("subordinate", _around(uid, uid_ranges), _around(gid, gid_ranges))
+    uids = _around(wanted.uid, own[0], uid_ranges, wanted.count)
+    gids = _around(wanted.gid, own[1], gid_ranges, wanted.count)
+    return IdMap("subordinate", uids, gids)
 
 
-def _around(own: int, ranges: tuple[Range, ...]) -> tuple[Extent, ...]:
-    below = tuple(_spread(0, CELL_UID, ranges, skip=0))
-    above = tuple(_spread(CELL_UID + 1, ID_COUNT, ranges, skip=CELL_UID))
-    return (*below, (CELL_UID, own, 1), *above)
+def _around(inside: int, own: int, ranges: tuple[Range, ...], count: int) -> tuple[Extent, ...]:
+    # Who has fewer than a build would like has fewer: what needs more then fails by its name.
+    total = sum(size for _, size in ranges)
+    count = max(ID_COUNT, min(count, total + (1 if inside < count else 0)))
+    below = tuple(_spread(0, min(inside, count), ranges, skip=0))
+    above = tuple(_spread(inside + 1, count, ranges, skip=inside)) if inside < count else ()
+    return (*below, (inside, own, 1), *above)
 
 
 def _spread(first: int, end: int, ranges: tuple[Range, ...], *, skip: int) -> Iterator[Extent]:
@@ -136,7 +161,7 @@ def nested(idmap: IdMap) -> IdMap:
         tuple((inside, inside, count) for inside, _, count in extents)
         for extents in (idmap.uids, idmap.gids)
     )
-    return IdMap("single" if idmap.root else "nested", uids, gids)
+    return IdMap("single" if idmap.is_alone else "nested", uids, gids)
 
 
 def tools() -> tuple[str, str]:
@@ -158,18 +183,18 @@ def _on_path(name: str) -> str:
     return ""
 
 
-def choose(euid: int, egid: int) -> tuple[IdMap, str]:
+def choose(euid: int, egid: int, wanted: Wanted = SESSION) -> tuple[IdMap, str]:
     """Give the best map of an ordinary user, and why it is not the subordinate one (or nothing).
 
     Whether the tools do it shows only when `write` runs them.
     """
     try:
-        return find_subordinate(euid, egid), ""
+        return find_subordinate(euid, egid, wanted), ""
     except HostError as error:
-        return single(euid, egid), str(error)
+        return single(euid, egid, wanted), str(error)
 
 
-def find_subordinate(euid: int, egid: int) -> IdMap:
+def find_subordinate(euid: int, egid: int, wanted: Wanted = SESSION) -> IdMap:
     """Give the map to this user's ranges of this host; raises HostError where it has none."""
     tools()
     name = user_name(euid)
@@ -180,7 +205,7 @@ def find_subordinate(euid: int, egid: int) -> IdMap:
     ):
         taken = {own, *taken_ids(read(people))}
         found.append(ranges(read(table), table=table, uid=euid, name=name, taken=taken))
-    return subordinate(euid, egid, found[0], found[1])
+    return subordinate((euid, egid), found[0], found[1], wanted)
 
 
 def write(pid: int, idmap: IdMap) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sandbox_kernel.linux import cgroup_v2, libc
 from sandbox_kernel.linux.cgroup import ACCOUNTING, V1_HINT, CgroupTree, session_name
 from sandbox_kernel.linux.cgroup_files import CgroupFiles
 from sandbox_kernel.linux.cgroup_group import Cgroup, Node, Roles
+from sandbox_kernel.linux.cgroup_io import MEMORY, grounds
 from sandbox_kernel.linux.mountinfo import Hierarchy, find_hierarchies, parse_mounts, parse_own
 from sandbox_kernel.linux.probe_remedy import NEEDS_OWN_CGROUP
 from sandbox_kernel.linux.scope import delegation_remedy
@@ -42,9 +44,20 @@ def reasons() -> str:
         return json.dumps(dict.fromkeys(ALL, reason) | {OWN: (0, error.message, error.hint)})
     missing = tree.missing(io=True)
     found = {name: _split(missing.get(key, "")) for name, key in {**NAMES, IO: IO}.items()}
+    if found[IO] == WORKS:
+        found[IO] = _disks()
     found |= _ending() | {OWN: WORKS}
     found[SWAP] = (0, _swap(), "")
     return json.dumps(found)
+
+
+def _disks() -> Reason:
+    """Say why the files of this Python, which every cell reads, are on no disk that is known."""
+    for ground in grounds(("/usr", sys.prefix)):
+        if not ground.disks and ground.fs_type not in MEMORY:
+            why = f"{ground.path} is on a file system ({ground.fs_type}) that names no disk"
+            return 0, why, "keep Python on a disk of this machine, for example with ext4 or xfs"
+    return WORKS
 
 
 def _split(reason: str) -> Reason:
@@ -95,7 +108,7 @@ def _freeze_and_kill(hierarchy: Hierarchy) -> dict[str, Reason]:
     first = 0 if hierarchy.unified else None
     freezer = 0 if not hierarchy.unified or files.has(node.fd, "cgroup.freeze") else None
     roles = Roles(unified=first, memory=None, cpu=None, pids=None, cpuacct=None, freezer=freezer)
-    with Cgroup(files, name, (node,), roles, depth=0) as group:
+    with Cgroup(files, name, (node,), roles) as group:
         pid = _sleeper()
         try:
             group.add(pid)

@@ -174,7 +174,7 @@ def _shifted(
     uids: idmap.Extent, gids: idmap.Extent, folders: tuple[str, ...] | list[str], *, below: bool
 ) -> str:
     libc.unshare(libc.CLONE_NEWNS)
-    with probe_ids.without_pids(), shift(uids, gids) as userns_fd:
+    with probe_ids.without_pids(), shift((uids,), (gids,)) as userns_fd:
         for folder in folders:
             probe_acts.idmapped(folder, userns_fd, below=below)
     return ""

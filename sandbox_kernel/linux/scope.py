@@ -1,8 +1,9 @@
 """Ask systemd for a scope of this process' own, whose cgroups it may arrange as it likes.
 
-An ordinary user asks the manager of the user, root that of the system. Everything between
-connecting and the end of systemd's job happens within one time-out. jeepney only packs and parses
-messages here, and is imported when the first one is needed: most kernels need none.
+An ordinary user asks the manager of the user, root that of the system: over a bus, and where none
+runs at the manager's own socket. Everything between connecting and the end of systemd's job
+happens within one time-out. jeepney only packs and parses messages here, and is imported when the
+first one is needed: most kernels need none.
 See org.freedesktop.systemd1(5).
 """
 
@@ -70,6 +71,8 @@ class Systemd:
     slice_name: str
     remedy: str
     """What to do where the bus cannot be reached."""
+    private: str = ""
+    """The D-Bus address of the manager itself, where no bus runs; empty where it has none."""
 
 
 def find_systemd(*, uid: int | None = None, environ: Mapping[str, str] = os.environ) -> Systemd:
@@ -82,6 +85,7 @@ def find_systemd(*, uid: int | None = None, environ: Mapping[str, str] = os.envi
             slice_name="system.slice",
             remedy="start it with 'systemctl start dbus.socket', or start Jupyter by "
             "'systemd-run --scope -p Delegate=yes jupyter lab'",
+            private="unix:path=/run/systemd/private",
         )
     named = environ.get("DBUS_SESSION_BUS_ADDRESS", "")
     runtime = environ.get("XDG_RUNTIME_DIR", "")
@@ -96,6 +100,7 @@ def find_systemd(*, uid: int | None = None, environ: Mapping[str, str] = os.envi
         slice_name="app.slice",
         remedy="log in anew by ssh or at the console rather than by su or sudo, or have root run "
         f"'loginctl enable-linger {uid}'; the package dbus-user-session must be installed",
+        private=f"unix:path=/run/user/{uid}/systemd/private",
     )
 
 
@@ -119,7 +124,7 @@ def enter_scope(
     manager = manager or find_systemd()
     deadline_s = time.monotonic() + timeout_s
     failures = []
-    for address in manager.addresses:
+    for address in _worth_trying(manager):
         try:
             unit = _ask(address, manager, deadline_s)
         except TimeoutError as error:
@@ -141,6 +146,12 @@ def enter_scope(
             _check_moved(unit, proc)
             return unit
     raise HostError(f"no {manager.bus} can be reached: {'; '.join(failures)}", hint=manager.remedy)
+
+
+def _worth_trying(manager: Systemd) -> tuple[str, ...]:
+    """Give the buses, and last the manager's own socket where there is one."""
+    private = manager.private.removeprefix("unix:path=")
+    return (*manager.addresses, manager.private) if os.path.exists(private) else manager.addresses
 
 
 def _check_moved(unit: str, proc: Path) -> None:
@@ -172,11 +183,13 @@ def _ask(address: str, manager: Systemd, deadline_s: float) -> str:
 
     systemd = DBusAddress(*_MANAGER, interface="org.freedesktop.systemd1.Manager")
     with _Connection(address, deadline_s) as bus:
-        bus_object = DBusAddress(*_BUS, interface="org.freedesktop.DBus")
-        bus.call(bus_object, "Hello")
-        # Before the job begins, or its end could be missed.
-        rule = f"type='signal',interface='{systemd.interface}',member='JobRemoved'"
-        bus.call(bus_object, "AddMatch", "s", (rule,))
+        # At the manager's own socket there is no bus to greet, and every signal comes.
+        if address != manager.private:
+            bus_object = DBusAddress(*_BUS, interface="org.freedesktop.DBus")
+            bus.call(bus_object, "Hello")
+            # Before the job begins, or its end could be missed.
+            rule = f"type='signal',interface='{systemd.interface}',member='JobRemoved'"
+            bus.call(bus_object, "AddMatch", "s", (rule,))
         bus.call(systemd, "Subscribe")
         unit = f"sandbox-kernel-{os.getpid()}-{os.urandom(4).hex()}.scope"
         try:
@@ -263,10 +276,11 @@ class _Connection:
         except BlockingIOError as error:  # the queue of a listener that accepts nobody is full
             raise TimeoutError from error
         dialogue = Authenticator()
+        # In one packet: what systemd reads together with BEGIN it answers only when more comes.
         for line in dialogue:
-            self._timed().sendall(line)
+            if line:
+                self._timed().sendall(line + BEGIN)
             dialogue.feed(self._received())
-        self._timed().sendall(BEGIN)
 
     def _received(self) -> bytes:
         data = self._timed().recv(4096)

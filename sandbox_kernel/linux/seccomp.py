@@ -198,16 +198,18 @@ def _signal_rules() -> tuple[Rule, ...]:
 
 
 @cache
-def cell_policy(*, guards_signals: bool = False) -> Policy:
+def cell_policy(
+    ids: tuple[int, ...] = (CELL_UID, HEAD_UID), *, guards_signals: bool = False
+) -> Policy:
     """Give the policy of every process in a cell, the interpreter's included.
 
     Changing capabilities or namespaces is asked of the listener's holder: an interpreter needs it
-    to enter its next container. For the same reason it may switch between the two users of a
+    to enter its next container. For the same reason it may switch between `ids`, the users of a
     session. clone3 is absent since a filter cannot read its flags in memory. With
     `guards_signals` signals are asked of the listener's holder, too: for a session with one user.
     """
-    ids = (_UNCHANGED, CELL_UID, HEAD_UID)
-    one, two, three = (tuple(Condition(at, ids) for at in range(count)) for count in (1, 2, 3))
+    users = (_UNCHANGED, *ids)
+    one, two, three = (tuple(Condition(at, users) for at in range(count)) for count in (1, 2, 3))
     return Policy(
         (
             *(_signal_rules() if guards_signals else ()),
@@ -221,6 +223,28 @@ def cell_policy(*, guards_signals: bool = False) -> Policy:
             Rule(("setuid", "setgid", "setfsuid", "setfsgid"), ALLOW, one),
             Rule(("setreuid", "setregid"), ALLOW, two),
             Rule(("setresuid", "setresgid"), ALLOW, three),
+            Rule(tuple(_ALLOWED.split()), ALLOW),
+        )
+    )
+
+
+@cache
+def job_policy() -> Policy:
+    """Give the policy of a step of a build: what a cell may, and what installing software needs.
+
+    That is other users, groups, capabilities given up, and chroot. Mounts and namespaces are
+    refused as to cells.
+    """
+    return Policy(
+        (
+            Rule(_ABSENT, ENOSYS),
+            Rule(("clone",), ALLOW, (Condition(0, (0,), mask=_CLONE_NAMESPACES),)),
+            Rule(("socket", "socketpair"), ALLOW, (Condition(0, _SOCKET_FAMILIES),)),
+            Rule(("ioctl",), EPERM, (Condition(1, _TERMINAL_INJECTION),)),
+            Rule(("ioctl", "capset", "chroot"), ALLOW),
+            Rule(("personality",), ALLOW, (Condition(0, _PERSONALITIES),)),
+            Rule(("setuid", "setgid", "setfsuid", "setfsgid", "setgroups"), ALLOW),
+            Rule(("setreuid", "setregid", "setresuid", "setresgid"), ALLOW),
             Rule(tuple(_ALLOWED.split()), ALLOW),
         )
     )

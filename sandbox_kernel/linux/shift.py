@@ -14,7 +14,7 @@ from sandbox_kernel.linux.idmap import Extent, IdMap
 
 
 @contextmanager
-def shift(uids: Extent, gids: Extent) -> Iterator[int]:
+def shift(uids: tuple[Extent, ...], gids: tuple[Extent, ...]) -> Iterator[int]:
     """Give a user namespace with this map, as a descriptor; raises OSError, for ordinary users."""
     ready, go = os.pipe()
     pid = libc.clone(libc.CLONE_NEWUSER)
@@ -24,7 +24,7 @@ def shift(uids: Extent, gids: Extent) -> Iterator[int]:
         os._exit(0)
     os.close(ready)
     try:
-        idmap.write(pid, IdMap("high", (uids,), (gids,)))
+        idmap.write(pid, IdMap("high", uids, gids))
         userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(go)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandbox_kernel.errors import SandboxError
+from sandbox_kernel.errors import HostError, LaunchError, SandboxError, SessionLost
 from sandbox_kernel.session.background import Background
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.place import Place
 from sandbox_kernel.session.pod import Pod
 from sandbox_kernel.session.squasher import Squasher
+
+log = logging.getLogger("sandbox_kernel.session")
 
 
 @dataclass
@@ -25,6 +28,11 @@ class Prepared:
     fragile: tuple[str, ...] = ()
     """Native pools of a resident guest that a fork of it would miss."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether the guest lives, and nobody has moved it out of the place's limits."""
+        return self.child.link.failure is None and self.place.cgroup.holds(self.child.pid)
+
 
 @dataclass
 class Fork:
@@ -33,6 +41,12 @@ class Fork:
     child: asyncio.Task[Guest]
     moved: asyncio.Event
     """Set when the child has left the cell's cgroup, or is dead."""
+
+    async def abandon(self) -> None:
+        """Kill the child: what it is a fork of was not committed."""
+        self.moved.set()
+        with contextlib.suppress(SandboxError):
+            (await self.child).retire()
 
 
 class Ahead:
@@ -55,11 +69,24 @@ class Ahead:
             self._spare = self._background.start(self._pod.builder.build())
 
     async def take_place(self) -> Place:
-        """Give a container that nobody is in."""
+        """Give a container that nobody is in, with the session's limits."""
         spare, self._spare = self._spare, None
         if spare is not None:
-            return await spare
-        return await self._pod.builder.build()
+            try:
+                return await self._limited(await spare)
+            except (HostError, LaunchError) as error:  # as of then; it may be otherwise by now
+                log.warning("a container that was built ahead is lost: %s", error)
+        return await self._limited(await self._pod.builder.build())
+
+    async def _limited(self, place: Place) -> Place:
+        if place.closed:
+            raise SessionLost("the session was closed")
+        try:
+            self._pod.limit(place, self._pod.spec.limits)
+        except BaseException:
+            await self._pod.drop(place)
+            raise
+        return place
 
     async def _drop_spare(self) -> None:
         """Throw away the container that was built ahead: it lacks the files just committed."""
@@ -101,7 +128,6 @@ class Ahead:
         try:
             place = await self.take_place()
             try:
-                self._pod.limit(place, self._pod.spec.limits)
                 notes = await self._pod.enter(child, place)
             except BaseException:
                 await self._pod.drop(place)

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from sandbox_kernel.errors import SandboxError
 
 T = TypeVar("T")
+
+
+async def aside(act: Callable[[], None]) -> None:
+    """Do what may have to wait for the host in a thread, or at once where none can be started."""
+    begun = False
+
+    def once() -> None:
+        nonlocal begun
+        if not begun:  # it may be taken up by a thread later, all the same
+            begun = True
+            act()
+
+    try:
+        await asyncio.to_thread(once)
+    except RuntimeError:  # the host lets no more processes start
+        if begun:
+            raise
+        once()
 
 
 class Background:

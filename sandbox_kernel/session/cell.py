@@ -14,7 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.errors import GuestGone, ProtocolError, SandboxError
+from sandbox_kernel.errors import (
+    GuestGone,
+    HostError,
+    ProtocolError,
+    SandboxError,
+    SessionLost,
+)
 from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupUsage
 from sandbox_kernel.model import (
@@ -28,6 +34,7 @@ from sandbox_kernel.model import (
     Outcome,
 )
 from sandbox_kernel.session.guest import Guest
+from sandbox_kernel.session.supervisor import RESTART_HINT
 
 PUBLISHABLE = frozenset(
     (
@@ -128,7 +135,6 @@ class Cell:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._done: Done | None = None
         self._stopping: Outcome | None = None
-        self._killed = False
         self._traceback: tuple[str, ...] = ()
         self._failure: ProtocolError | None = None
         self._timers: list[asyncio.TimerHandle] = []
@@ -140,10 +146,10 @@ class Cell:
     async def run(self, body: Json, buffers: tuple[bytes, ...] = ()) -> Verdict:
         """Send the request and see it through to its end; nothing of the cell is killed here."""
         guest, started_s = self._guest, time.monotonic()
+        self._cpu_before_s = self._cgroup.usage().cpu_s
         guest.output.start(self._sink, self._limits.output_bytes)
         guest.link.handler = self._frame
         guest.on_exit(self._exited)
-        self._cpu_before_s = self._cgroup.usage().cpu_s
         try:
             self._after(self._limits.wall_time_s, lambda: self.stop(Outcome.WALL_TIME))
             self._after(self._cpu_check_s(self._limits.cpu_time_s), self._check_cpu)
@@ -179,14 +185,38 @@ class Cell:
             self._ended.set_exception(failure)
 
     def _kill(self) -> None:
-        self._killed = True
-        self._cgroup.kill()
+        try:
+            self._counters()  # or the kill would meet nobody, and be waited for
+            self._cgroup.kill()
+        except SandboxError as error:
+            self.fail(error)
+
+    def _counters(self) -> CgroupUsage:
+        """Read what the cgroup has counted; raises SessionLost where that is not of this cell.
+
+        Where processes were moved to, no limit and no kill of ours reaches them: they must end
+        with their PID namespace.
+        """
+        if self._cgroup.holds(self._guest.pid) or self._guest.is_ending():
+            try:
+                return self._cgroup.usage()
+            except HostError:
+                if self._cgroup.exists():
+                    raise
+        raise SessionLost(
+            f"somebody took the cell out of its cgroup {self._cgroup.paths[0]} and its limits",
+            hint=f"see what moves processes between cgroups here; {RESTART_HINT}",
+        )
 
     def _after(self, delay_s: float, act: Callable[[], None]) -> None:
         self._timers.append(self._loop.call_later(delay_s, act))
 
     def _check_cpu(self) -> None:
-        left_s = self._limits.cpu_time_s - (self._cgroup.usage().cpu_s - self._cpu_before_s)
+        try:
+            left_s = self._limits.cpu_time_s - (self._counters().cpu_s - self._cpu_before_s)
+        except SandboxError as error:
+            self.fail(error)
+            return
         if left_s <= 0:
             self.stop(Outcome.CPU_TIME)
         else:
@@ -283,7 +313,7 @@ class Cell:
         self._end()
 
     def _judge(self) -> Verdict:
-        self.counted = self._cgroup.usage()
+        self.counted = self._counters()
         if self.counted.oom_kills > 0:
             return self._rolled_back(Outcome.MEMORY)
         if self._stopping in CUT:

@@ -15,6 +15,8 @@ from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.session.link import GuestLink
 from sandbox_kernel.session.output import Output
 
+PF_EXITING = 0x4
+"""A flag of a process (linux/sched.h)."""
 ExitStatus = tuple[int, int]
 """(si_code, si_status) as waitid(2) gives them."""
 
@@ -55,6 +57,23 @@ class Guest:
 
     def _exited(self) -> None:
         self._on_exit()
+
+    @property
+    def is_head(self) -> bool:
+        """Tell whether it holds the committed state."""
+        return self.link.handler is _refuse
+
+    def is_ending(self) -> bool:
+        """Tell whether the process has ended, or runs nothing any more and only frees its memory.
+
+        It is in no cgroup's list then, and its pidfd may not say so yet.
+        """
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return True
+        # The command's name, in brackets, may hold anything; flags are field 9 (proc_pid_stat(5)).
+        return bool(int(text.rpartition(")")[2].split()[6]) & PF_EXITING)
 
     def refuse_frames(self) -> None:
         """Take any frame from now on as a breach of the protocol: a head speaks when asked."""

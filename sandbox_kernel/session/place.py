@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -11,7 +12,10 @@ import socket
 from sandbox_kernel.container import control
 from sandbox_kernel.errors import GuestGone, HostError, LaunchError, SessionLost
 from sandbox_kernel.linux.cgroup import Cgroup
+from sandbox_kernel.session.background import aside
 from sandbox_kernel.session.supervisor import Supervisor
+
+log = logging.getLogger("sandbox_kernel.session")
 
 BUILD_TIMEOUT_S = 30.0
 
@@ -54,16 +58,22 @@ class Place:
         self._namespaces.append(before._namespaces.pop(0))
 
     def close(self) -> None:
-        """Kill what is inside, let go of everything, remove the cgroup."""
+        """Kill what is inside, let go of everything, remove the cgroup.
+
+        What resists keeps its limits, and goes with the session.
+        """
         if self.closed:
             return
         self.closed = True
         while self._namespaces:
             os.close(self._namespaces.pop())
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.cgroup.close)
-            stack.callback(self.cgroup.remove)
+        try:
             self.cgroup.kill()
+            self.cgroup.remove()
+        except HostError as error:
+            log.warning("a container is left for now: %s", error)
+        finally:
+            self.cgroup.close()
 
 
 class Builder:
@@ -110,7 +120,7 @@ class Builder:
             try:
                 place.occupy(await self._construct(place, cgroup))
             except BaseException:
-                await asyncio.shield(asyncio.to_thread(place.close))
+                await asyncio.shield(aside(place.close))
                 raise
             return place
 

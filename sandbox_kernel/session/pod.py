@@ -10,17 +10,17 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 
-from sandbox_kernel.container.boot import RESERVED_FDS
+from sandbox_kernel.container.failure import REMEDIES
 from sandbox_kernel.errors import (
     ConfigError,
     GuestGone,
     HostError,
+    LaunchError,
     ProtocolError,
     SandboxError,
     SessionLost,
@@ -29,16 +29,18 @@ from sandbox_kernel.guest.wire import Frame
 from sandbox_kernel.linux.cgroup import Cgroup, CgroupTree, session_name
 from sandbox_kernel.linux.idmap import IdMap
 from sandbox_kernel.model import (
-    CELL_UID,
     Json,
     Limits,
     SessionSpec,
     Usage,
+    head_beside,
     total_memory_bytes,
 )
+from sandbox_kernel.session.background import aside
+from sandbox_kernel.session.disks import DiskTraffic, limits_io
 from sandbox_kernel.session.guest import Guest, status_of
 from sandbox_kernel.session.place import Builder, Place
-from sandbox_kernel.session.start import Started, start
+from sandbox_kernel.session.start import Started, allow_open_files, start
 from sandbox_kernel.session.supervisor import RESTART_HINT, Supervisor
 from sandbox_kernel.units import format_size
 
@@ -70,11 +72,12 @@ class Pod:
         self._disk_bytes = spec.limits.disk_bytes
         self._ids: IdMap | None = None
         self._deletes_folders = True
-        _check_open_files(spec.ceiling.open_files)
+        allow_open_files(spec.ceiling.open_files)
         tree = CgroupTree.acquire()
         tree.sweep()
         with contextlib.ExitStack() as stack:
-            cgroup = stack.enter_context(tree.session(session_name(spec.session_id)))
+            name = session_name(spec.session_id)
+            cgroup = stack.enter_context(tree.session(name, io=limits_io(spec)))
             ceiling = spec.ceiling
             if "memory" not in spec.waived:
                 cgroup.limit(memory_bytes=total_memory_bytes(ceiling))
@@ -83,13 +86,15 @@ class Pod:
                     "this host cannot limit cpu_time: it does not count the time of a cgroup",
                     hint="see `sandbox-kernel doctor`",
                 )
-            init = stack.enter_context(cgroup.child("init"))
+            init = self._init = stack.enter_context(cgroup.child("init"))
             self._heads = stack.enter_context(cgroup.child("heads"))
             # A head only forks; one that a hostile cell has tampered with shall do little else.
             if "processes" not in spec.waived:
                 self._heads.limit(processes=HEADS_PROCESSES)
             if "cpus" not in spec.waived:
                 self._heads.limit(cpus=ceiling.cpus)
+            self._traffic = DiskTraffic(spec, cgroup)
+            self._traffic.limit(self._heads, ceiling)
             self.cgroup: Cgroup = cgroup
             self._started: Started = start(spec, cgroup, init)
             self._cgroups = stack.pop_all()
@@ -108,12 +113,31 @@ class Pod:
         """Why the pod is dead, if it is."""
         return self.supervisor.failure
 
+    def end_if_lost(self, error: SandboxError) -> None:
+        """End the pod after an error that tells it is lost, or where a cgroup of its is gone.
+
+        Its processes were moved out of limits and counters then, and could only be forked there.
+        """
+        if self.failure is not None:
+            return
+        lost = error if isinstance(error, SessionLost) else None
+        for group in (self.cgroup, self._init, self._heads):
+            if lost is None and not group.exists():
+                lost = SessionLost(
+                    f"somebody has removed the cgroup {group.paths[0]} of the session",
+                    hint=f"see what cleans up cgroups here; {RESTART_HINT}",
+                )
+        if lost is not None:
+            self.supervisor.lose(lost)
+
     async def boot(self, on_lost: Callable[[], None]) -> Guest:
         """Give the first head, once init and it are up; raises LaunchError, SessionLost."""
         self.supervisor.attach(on_lost)
         self._booted_once = True
         head = self._guest(self._started.head)
-        return await self._booted(head, self.supervisor.expect("started"), layer=0)
+        head = await self._booted(head, self.supervisor.expect("started"), layer=0)
+        self._traffic.limit_remains()
+        return head
 
     async def boot_again(self) -> tuple[Guest, int]:
         """Give a second pristine head, and its layer."""
@@ -129,6 +153,8 @@ class Pod:
         head.output.close()
         try:
             answer = await asyncio.wait_for(started, BOOT_TIMEOUT_S)
+            if (why := answer.get("failed")) is not None:
+                raise LaunchError(why["step"], why["cause"], hint=why["hint"])
             self._ids = IdMap.from_json(answer["ids"])
             if (why := answer["ids_why"]) and layer == 0:
                 log.info("cells and heads have one user id, signals are guarded: %s", why)
@@ -136,11 +162,14 @@ class Pod:
             await head.link.expect("parked", timeout_s=BOOT_TIMEOUT_S)
             head.identify()
             self._heads.add(head.pid)
-            self._verify(head, self._ids.head)
-        except (SandboxError, ProcessLookupError, TimeoutError):
+            self._verify(head, *self._head_ids)
+        except (SandboxError, ProcessLookupError, TimeoutError) as error:
             head.close()
             # Init's word about the step that failed says more than the end of the link.
-            raise self.failure or SessionLost("the first guest died", hint=RESTART_HINT) from None
+            if self.failure is None and isinstance(error, LaunchError):
+                raise
+            what = f"the first guest does not come up: {error}"
+            raise self.failure or SessionLost(what, hint=RESTART_HINT) from None
         return head
 
     async def fork(self, parent: Guest, *, live: bool = False) -> Guest:
@@ -163,6 +192,9 @@ class Pod:
             child.close()
             if self.failure is not None or parent.link.failure is not None:
                 raise self.failure or SessionLost("a head is gone", hint=RESTART_HINT) from error
+            if parent.is_head:
+                hint = f"{REMEDIES[errno.EAGAIN]}; restart the kernel if that does not help"
+                raise HostError("the session's head could not be forked", hint=hint) from error
             raise ProtocolError("a guest could not be forked") from error
         except BaseException:
             child.close()
@@ -193,6 +225,7 @@ class Pod:
             cpus=None if "cpus" in waived else limits.cpus,
             processes=None if "processes" in waived else limits.processes,
         )
+        self._traffic.limit(place.cgroup, limits)
 
     async def enter(self, child: Guest, place: Place) -> tuple[str, ...]:
         """Move a child into a place; give its notes about what could not be carried along."""
@@ -203,7 +236,7 @@ class Pod:
         with self._gate(child, "enter"):
             child.link.send({"op": "enter"}, place.namespace_fds)
             notes = await self._ready(child)
-            self._verify(child, CELL_UID)
+            self._verify(child, self.spec.image.uid, self.spec.image.gid)
         return notes
 
     def explain(self, reply: Json) -> tuple[str, ...]:
@@ -253,17 +286,25 @@ class Pod:
         with self._gate(child, "park"):
             child.link.send({"op": "park"})
             await child.link.expect("parked", timeout_s=ENTER_TIMEOUT_S)
-            self._verify(child, self.ids.head)
+            self._verify(child, *self._head_ids)
         child.output.close()
 
-    def _verify(self, guest: Guest, uid: int) -> None:
+    @property
+    def _head_ids(self) -> tuple[int, int]:
+        """User and group of heads: those of cells where there are no other."""
+        image = self.spec.image
+        if self.ids.is_alone:
+            return image.uid, image.gid
+        return (head_beside(image.uid),) * 2
+
+    def _verify(self, guest: Guest, uid: int, gid: int) -> None:
         """Check that a guest is who it should be by now, with no capability in effect.
 
         It passed the gate by itself, and a hostile one may have stopped half-way. Raises
         ProtocolError.
         """
         uids = [str(self.ids.outside_uid(uid))] * 4
-        gids = [str(self.ids.outside_gid(uid))] * 4
+        gids = [str(self.ids.outside_gid(gid))] * 4
         try:
             fields = status_of(guest.pid)
         except OSError as error:
@@ -335,7 +376,7 @@ class Pod:
 
     async def drop(self, place: Place) -> None:
         """Kill what is in a place and throw it and its files away."""
-        await asyncio.to_thread(place.close)
+        await aside(place.close)
         self.discard(place.layer)
 
     def kill(self) -> None:
@@ -354,13 +395,8 @@ class Pod:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._started.monitor.wait(MONITOR_TIMEOUT_S)
         self.builder.close()
-        self._cgroups.close()
-
-
-def _check_open_files(limit: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and limit + RESERVED_FDS > hard:
-        raise HostError(
-            f"open_files={limit} is above this host's hard limit of {hard} less {RESERVED_FDS}",
-            hint="lower open_files, or raise the limit of whoever starts Jupyter (ulimit -Hn)",
-        )
+        try:
+            self._cgroups.close()
+        except HostError as error:  # every other trace is gone by now
+            if any(map(os.path.exists, self.cgroup.paths)):  # the monitor could not do it either
+                log.warning("%s; the next kernel that starts here removes it", error)

@@ -14,11 +14,16 @@ from collections.abc import Callable
 
 from sandbox_kernel.errors import ProtocolError, SandboxError
 from sandbox_kernel.linux.cgroup import Cgroup
+from sandbox_kernel.session.background import aside
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.place import Place
 from sandbox_kernel.session.pod import Pod
 
 CARRY_TIMEOUT_S = 120.0
+THREAD_CRASHED = (
+    "A thread that an earlier cell left running crashed. "
+    "The variables are as they were before that cell."
+)
 
 
 async def checkpoint(pod: Pod, guest: Guest) -> Guest:
@@ -39,7 +44,7 @@ async def move_on(pod: Pod, guest: Guest, before: Place, place: Place) -> tuple[
     mount_namespace = before.namespace_fds[0]
     notes = await pod.graft(guest, place, mount_namespace)
     place.inherit_mounts(before)
-    await asyncio.to_thread(before.close)
+    await aside(before.close)
     return notes
 
 
@@ -47,7 +52,7 @@ async def kill_others(cgroup: Cgroup, guest: Guest) -> None:
     """Kill every process of a cell but its guest, and wait until they are gone."""
     while others := [pid for pid in cgroup.processes() if pid != guest.pid]:
         # Frozen, nothing can fork away while it is being killed; SIGKILL works on the frozen.
-        await asyncio.to_thread(cgroup.freeze)
+        await aside(cgroup.freeze)
         try:
             others = [pid for pid in cgroup.processes() if pid != guest.pid]
             pidfds = [fd for pid in others if (fd := _pidfd(pid)) is not None]
@@ -129,7 +134,7 @@ async def _carry(
             await pod.drop(target_place)
             raise
         target.retire()
-        await asyncio.to_thread(target_place.close)
+        await aside(target_place.close)
     return fresh, None if layer["changed"] else target_place.layer, notes
 
 

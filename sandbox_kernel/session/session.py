@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from sandbox_kernel.errors import ProtocolError, SandboxError, SessionLost
+from sandbox_kernel.errors import HostError, LaunchError, ProtocolError, SandboxError, SessionLost
 from sandbox_kernel.model import (
     CellResult,
     CommMessage,
@@ -31,8 +31,9 @@ from sandbox_kernel.model import (
     Usage,
 )
 from sandbox_kernel.session import resident
+from sandbox_kernel.session.account import Account
 from sandbox_kernel.session.ahead import Ahead, Fork, Prepared
-from sandbox_kernel.session.background import Background
+from sandbox_kernel.session.background import Background, aside
 from sandbox_kernel.session.cell import Cell, Verdict, comm_body, execute_body
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.pod import Pod
@@ -42,10 +43,6 @@ Sink = Callable[[Event], None]
 
 ASK_TIMEOUT_S = 5.0
 ATTEMPTS = 4
-THREAD_CRASHED = (
-    "A thread that an earlier cell left running crashed. "
-    "The variables are as they were before that cell."
-)
 FORKS = 8
 """What is forked of a guest on the session's behalf may go beyond the cell's limit."""
 
@@ -71,7 +68,7 @@ class Session:
         self._cell: Cell | None = None
         self._running: Prepared | None = None
         self._notes: tuple[str, ...] = ()
-        self._disk_used = 0
+        self._account = Account()
         self._background = Background()
         self._lock = asyncio.Lock()
 
@@ -180,24 +177,32 @@ class Session:
                 if self._pod.failure is not None:
                     raise
                 self._resident_died()  # this very moment
-        for _ in range(ATTEMPTS):
+        for left in reversed(range(ATTEMPTS)):
             task, self._next = self._next, None
             try:
                 prepared = await (task or self._prepare_next())
-            except ProtocolError as error:
+            except (ProtocolError, HostError, LaunchError) as error:
                 log.warning("a prepared child was lost: %s", error)
+                is_new = isinstance(error, LaunchError) and task is None  # not of a moment ago
+                if is_new or (not left and isinstance(error, HostError)):
+                    raise
                 continue
-            if prepared.child.link.failure is None:
+            if prepared.is_ready:
                 return prepared
-            prepared.child.close()
-            await self._pod.drop(prepared.place)
+            await self._abandon(prepared)
         raise SessionLost("no child of the session's head comes up", hint=RESTART_HINT)
+
+    async def _abandon(self, prepared: Prepared) -> None:
+        """Throw away a guest that is not where it should be, or whose cell did not end as due."""
+        if self._resident is not None and self._resident.child is prepared.child:
+            self._resident = None
+        prepared.child.retire()
+        await self._pod.drop(prepared.place)
 
     async def _take_resident(self, before: Prepared) -> Prepared:
         """Let the resident guest go on in a new place, after a fork of it became the head."""
         place = await self._ahead.take_place()
         try:
-            self._pod.limit(place, self.spec.limits)
             head = await resident.checkpoint(self._pod, before.child)
             self._become_head(head, None)
             notes = await resident.move_on(self._pod, before.child, before.place, place)
@@ -239,8 +244,7 @@ class Session:
                 prepared.child.link.send({"op": "ask", "msg_type": msg_type, "content": content})
                 frame = await prepared.child.link.expect("answer", timeout_s=ASK_TIMEOUT_S)
             finally:
-                prepared.child.close()
-                await self._pod.drop(prepared.place)
+                await self._abandon(prepared)
                 self._prepare()
         answer = frame.body.get("content")
         if not isinstance(answer, dict):
@@ -250,23 +254,34 @@ class Session:
     async def _run(
         self, body: Json, buffers: tuple[bytes, ...], limits: Limits, sink: Sink
     ) -> CellResult:
+        """Run one request; a fault that leaves no session to go on with is SessionLost."""
         await self.ready()
-        await self._pod.resize(limits.disk_bytes)
+        try:
+            await self._pod.resize(limits.disk_bytes)
+            return await self._run_prepared(body, buffers, limits, sink)
+        except SandboxError as error:
+            # What the pod died of is what counts, not what followed from it.
+            self._pod.end_if_lost(error)
+            if (failure := self._pod.failure) is not None and failure is not error:
+                raise failure from error
+            raise
+
+    async def _run_prepared(
+        self, body: Json, buffers: tuple[bytes, ...], limits: Limits, sink: Sink
+    ) -> CellResult:
         prepared = await self._take()
-        if limits != self.spec.limits:
-            self._pod.limit(prepared.place, limits)
         cell = Cell(
             prepared.child, prepared.place.cgroup, limits, grace_s=self.spec.grace_s, sink=sink
         )
         self._cell, self._running = cell, prepared
         was_resident = self._resident is not None
         try:
+            if limits != self.spec.limits:
+                self._pod.limit(prepared.place, limits)
             verdict = await cell.run(body, buffers)
             usage = await self._conclude(prepared, cell, verdict)
-        except SandboxError as error:
-            # The pod may have died in between: that is what counts, not what followed from it.
-            if (failure := self._pod.failure) is not None and failure is not error:
-                raise failure from error
+        except SandboxError:
+            await self._abandon(prepared)
             raise
         finally:
             self._cell = self._running = None
@@ -293,7 +308,7 @@ class Session:
         self.comms = dict(verdict.comms)
         cgroup = prepared.place.cgroup
         await resident.kill_others(cgroup, prepared.child)
-        usage = self._measure(prepared, cell)
+        usage = self._account.of_cell(self._pod, self._state, prepared, cell)
         if verdict.threads:  # a fork would lose them: the guest itself goes on
             if self._resident is None:
                 self._pod.watch(prepared.child)  # its parent, the head, is about to be replaced
@@ -316,12 +331,14 @@ class Session:
         """Commit; a guest that does not play its part is thrown away, and the head stays."""
         try:
             await self._keep(prepared, verdict, forked)
-        except (ProtocolError, SessionLost) as error:
+        except SandboxError as error:
+            self._pod.end_if_lost(error)
             if self._pod.failure is not None:
                 raise
             self._notes = (f"The variables are as they were before the last cell: {error}.",)
-            prepared.child.close()
-            await self._pod.drop(prepared.place)
+            if forked is not None:
+                await forked.abandon()
+            await self._abandon(prepared)
 
     async def _keep(self, prepared: Prepared, verdict: Verdict, forked: Fork | None) -> None:
         """Make the child the head, or keep it as it is; its files become a layer."""
@@ -347,40 +364,24 @@ class Session:
             return
         gone, self._resident = self._resident, None
         gone.child.close()
-        self._notes = (THREAD_CRASHED,)
-        self._background.start(asyncio.to_thread(gone.place.close))
+        self._notes = (resident.THREAD_CRASHED,)
+        self._background.start(aside(gone.place.close))
         self._prepare()
 
     async def _roll_back(self, prepared: Prepared, cell: Cell) -> Usage:
         """Kill everything in the cell's container and drop its files."""
         child, place = prepared.child, prepared.place
         place.cgroup.kill()
-        usage = self._measure(prepared, cell)
+        usage = self._account.of_cell(self._pod, self._state, prepared, cell)
         await self._pod.discarded(place.layer)  # or we learn that init is dead, too
         child.on_exit(lambda: None)
         child.close()
-        await asyncio.to_thread(place.close)
+        await aside(place.close)
         if self._resident is not None:
             self._resident = None
             if prepared.fragile:
                 self._notes = await resident.rehydrate(self._pod, self._state, self._become_head)
         return usage
-
-    def _measure(self, prepared: Prepared, cell: Cell) -> Usage:
-        output = prepared.child.output
-        output.drain()
-        output.stop()
-        counted = cell.counted or prepared.place.cgroup.usage()
-        disk_bytes = self._pod.files_bytes(self._state)
-        used, self._disk_used = max(disk_bytes - self._disk_used, 0), disk_bytes
-        return Usage(
-            wall_s=cell.wall_s,
-            cpu_s=counted.cpu_s,
-            peak_memory_bytes=counted.peak_memory_bytes,
-            peak_processes=counted.peak_processes,
-            disk_bytes=used,
-            output_bytes=output.bytes_seen,
-        )
 
     def interrupt(self) -> None:
         """Interrupt the running cell, and kill it if it has not stopped after the grace."""
@@ -396,4 +397,4 @@ class Session:
         """Give what the session used so far: CPU time in all, memory and processes now."""
         if self._begun is None or self._begun.failure is not None:
             return Usage()
-        return self._begun.usage(self._disk_used)
+        return self._account.in_all(self._begun)

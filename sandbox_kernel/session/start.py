@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox_kernel.container import control
-from sandbox_kernel.errors import ConfigError
-from sandbox_kernel.linux import idclaim
+from sandbox_kernel.container.begin import begin
+from sandbox_kernel.container.boot import RESERVED_FDS
+from sandbox_kernel.errors import ConfigError, HostError, ImageError
 from sandbox_kernel.linux.cgroup import Cgroup
-from sandbox_kernel.model import Bind, SessionSpec
+from sandbox_kernel.linux.idmap import ID_COUNT
+from sandbox_kernel.model import Bind, Image, SessionSpec
 
 PACKAGE_INSIDE = "/opt/sandbox-kernel"
 """Where a container shows this package, so that any Python inside can import the guest."""
-
-_PROGRAM = (
-    "import sys; sys.path.insert(0, {root!r}); "
-    "from sandbox_kernel.container.monitor import main; main({fd})"
-)
+KERNEL_FDS = 1024
+"""What this process may need at most: some for each guest and container, and Jupyter's sockets."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +36,69 @@ class Started:
     builder: socket.socket
 
 
+def allow_open_files(limit: int) -> None:
+    """Let this process, and guests with `limit` files each, open as many files as they need.
+
+    Raises HostError where the hard limit is below that.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if hard != unlimited and limit + RESERVED_FDS > hard:
+        raise HostError(
+            f"open_files={limit} is above this host's hard limit of {hard} less {RESERVED_FDS}",
+            hint="lower open_files, or raise the limit of whoever starts Jupyter (ulimit -Hn)",
+        )
+    wanted = KERNEL_FDS if hard == unlimited else min(KERNEL_FDS, hard)
+    if soft != unlimited and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def start(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> Started:
     """Exec the monitor and tell it what to start; returns at once.
 
     Raises ConfigError when the notebook's folder cannot be shown, HostError where root has no
-    ids for it.
+    ids for it, ImageError where the image was removed a moment ago.
     """
     body = start_message(spec, cgroup, init_cgroup)
-    claims: list[int] = []
-    ours, theirs = control.pair()
     builder, builder_theirs = control.pair()
     head, head_theirs = socket.socketpair()
     head.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     try:
-        if os.geteuid() == 0:
-            body["first_id"], claim_fd = idclaim.claim()
-            claims.append(claim_fd)
-        root = str(Path(__file__).resolve().parents[2])
-        program = _PROGRAM.format(root=root, fd=theirs.fileno())
-        monitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program],
-            pass_fds=(theirs.fileno(), *claims),  # the ids are the session's as long as it lives
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            # A group of its own: Jupyter kills the kernel's whole group, and the monitor cleans up.
-            start_new_session=True,
-            env={"LANG": "C.UTF-8"},
-        )
-        control.send(ours, body, (head_theirs.fileno(), builder_theirs.fileno()))
+        with image_lease(spec.image) as lease:
+            begun = begin(body, (head_theirs.fileno(), builder_theirs.fileno()), held=lease)
     except BaseException:
-        for end in (ours, head, builder):
-            end.close()
+        head.close()
+        builder.close()
         raise
     finally:
-        for end in (theirs, head_theirs, builder_theirs):
-            end.close()
-        for fd in claims:
-            os.close(fd)
-    return Started(monitor, ours, head, builder)
+        head_theirs.close()
+        builder_theirs.close()
+    return Started(begun.monitor, begun.control, head, builder)
+
+
+@contextmanager
+def image_lease(image: Image) -> Iterator[tuple[int, ...]]:
+    """Claim the layers of an image as long as a process has the descriptors that this gives.
+
+    Raises ImageError where a prune was faster.
+    """
+    if image.layers is None or not image.leased:
+        yield ()
+        return
+    from sandbox_kernel.image.store import Store  # noqa: PLC0415 - not for this machine's image
+
+    with Store.open(image.store) as store:
+        fd = store.lease(image.leased).hand_over()
+    try:
+        folders = [f"{image.layers.folder}/{name}" for name in image.layers.names]
+        if not all(map(os.path.exists, (*folders, *(bind.source for bind in image.binds)))):
+            raise ImageError(
+                f"a layer of image {image.reference!r} is gone",
+                hint="it was pruned a moment ago; restart the kernel",
+            )
+        yield (fd,)
+    finally:
+        os.close(fd)
 
 
 def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dict[str, Any]:
@@ -89,20 +115,27 @@ def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dic
         "folders": [list(folder) for folder in image.folders],
         "files": [list(file) for file in image.files],
         "links": [list(link) for link in image.links],
+        "layers": list(image.layers.names) if image.layers else [],
+        "layers_folder": image.layers.folder if image.layers else "",
+        "cell_uid": image.uid,
+        "cell_gid": image.gid,
+        "id_count": ID_COUNT,
+        "network": "none",
         "env": [list(pair) for pair in image.env],
         "python": list(image.python),
-        "package": PACKAGE_INSIDE,
+        "packages": [PACKAGE_INSIDE, *image.packages],
         "workspace": spec.workspace if shows_workspace else "",
         "workspace_mode": spec.workspace_mode,
         "workspace_owner": owner,
         "workspace_group": group,
-        "cwd": "/workspace" if shows_workspace else image.home,
+        "cwd": image.working_dir or ("/workspace" if shows_workspace else image.home),
         "first_id": None,  # an ordinary user's session has the ids that its stage can get
         "disk_bytes": spec.limits.disk_bytes,
         "open_files": spec.ceiling.open_files,
         "hostname": spec.session_id[:12],
         "cgroups": list(cgroup.paths),
         "init_cgroups": list(init_cgroup.paths),
+        "takes_other_users": cgroup.takes_other_users,
     }
 
 

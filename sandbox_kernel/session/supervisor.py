@@ -20,6 +20,7 @@ class Supervisor:
         self._waiting: dict[tuple[str, int], asyncio.Future[dict[str, Any]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_lost: Callable[[], None] = lambda: None
+        self._started = False
         self.failure: SandboxError | None = None
         self.reaped: dict[int, Callable[[int, int], None]] = {}
         """pid in the session -> who wants to know its si_code and si_status."""
@@ -81,12 +82,16 @@ class Supervisor:
         body = packet.body
         if packet.op == "failed":
             step, cause, hint = (str(body.get(name, "")) for name in ("step", "cause", "hint"))
-            self.lose(LaunchError(step, cause, hint=hint))
+            if self._started:  # what lived in there is gone with init
+                self.lose(SessionLost(f"{step}: {cause}", hint="; ".join([hint, RESTART_HINT])))
+            else:
+                self.lose(LaunchError(step, cause, hint=hint))
         elif packet.op == "reaped":
             on_reaped = self.reaped.pop(int(body["pid"]), None)
             if on_reaped is not None:
                 on_reaped(int(body["code"]), int(body["status"]))
         else:
+            self._started = self._started or packet.op == "started"
             waiting = self._waiting.pop((packet.op, int(body.get("layer", 0))), None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(body)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_kernel.config import SandboxConfig, limits_of
-from sandbox_kernel.image.host import resolve
+from sandbox_kernel.image.host import host_image
 from sandbox_kernel.model import (
     CellResult,
     Event,
@@ -177,7 +177,7 @@ def make_spec(workspace: Path, limits: Limits = DEFAULTS, **changes: Any) -> Ses
     """Give the spec of a session as the kernel would, with a folder for the notebook."""
     spec = SessionSpec(
         session_id=secrets.token_hex(6),
-        image=resolve("host"),
+        image=host_image(),
         workspace=str(workspace),
         workspace_mode="overlay",
         limits=limits,

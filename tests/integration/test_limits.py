@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sandbox_kernel.errors import ConfigError
+from sandbox_kernel.errors import ConfigError, HostError
+from sandbox_kernel.linux.cgroup import CgroupTree
 from sandbox_kernel.model import Outcome, Stream
-from tests.integration.driver import GRACE_S, Driver, assert_quiet
+from tests.conftest import capabilities
+from tests.integration import leaks
+from tests.integration.driver import DEFAULTS, GRACE_S, Driver, Ran, assert_quiet, start, stop
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -306,6 +314,166 @@ async def test_open_files_of_a_program(box: Driver) -> None:
 async def test_open_files_cannot_be_raised_above_the_ceiling(box: Driver) -> None:
     ran = await box.run("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))")
     assert ran.outcome is Outcome.ERROR
+
+
+# ---- disk traffic
+
+BIG_MIB = 24
+UNIT = f"""
+import mmap, os
+data = mmap.mmap(-1, {MIB})
+def read(path):
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    while os.readv(fd, [data]): print(end=".")
+def write(path):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    for _ in range({BIG_MIB}):
+        os.write(fd, data)
+        os.fsync(fd)
+        print(end=".")
+"""
+is_v2 = CgroupTree.detect().layout == "v2"
+
+
+@asynccontextmanager
+async def slow(folder: Path, mib_per_s: int, **changes: Any) -> AsyncIterator[Driver]:
+    """Give a session whose cells may read and write so much; `folder` has a file of 24 MiB."""
+    (folder / "big").write_bytes(bytes(BIG_MIB * MIB))
+    before = leaks.Snapshot()
+    limits = replace(DEFAULTS, io_bytes_per_s=mib_per_s * MIB)
+    driver = await start(folder, limits, **changes)
+    try:
+        yield driver
+        await assert_quiet(driver)
+    finally:
+        await stop(driver)
+    before.assert_clean()
+
+
+def bounds(driver: Driver) -> dict[str, str]:
+    """Give the limits of disk traffic of all groups in the session, as their files say."""
+    names = ("io.max", "blkio.throttle.read_bps_device")
+    found = {}
+    for path in driver.cgroups:
+        for name in names:
+            for file in Path(path).glob(f"*/{name}"):
+                found[file.parent.name] = file.read_text().strip()
+    return found
+
+
+def traffic(driver: Driver, kind: str) -> float:
+    """Give the MiB that the busiest cell has read (`r`) or written (`w`), as its group counts."""
+    found = []
+    for path in map(Path, driver.cgroups):
+        for file in path.glob("cell-*/io.stat"):
+            words = file.read_text().split()
+            found.append(sum(int(w[7:]) for w in words if w.startswith(f"{kind}bytes=")))
+        for file in path.glob("cell-*/blkio.throttle.io_service_bytes"):
+            lines = map(str.split, file.read_text().splitlines())
+            name = {"r": "Read", "w": "Write"}[kind]
+            found.append(sum(int(line[2]) for line in lines if line[1] == name))
+    return max(found) / MIB
+
+
+async def watched(driver: Driver, kind: str, code: str, **limits: Any) -> tuple[Ran, float]:
+    """Run a cell; give also the MiB that it had read or written when it printed last."""
+    seen_mib = 0.0
+
+    def look(_: object) -> None:
+        nonlocal seen_mib
+        seen_mib = max(seen_mib, traffic(driver, kind))
+
+    return await driver.run(code, on_event=look, **limits), seen_mib
+
+
+@pytest.mark.needs("io")
+async def test_reads_are_slowed_down(tmp_path: Path) -> None:
+    async with slow(tmp_path, 1000) as box:
+        await box.ok(UNIT)
+        ran, read_mib = await watched(box, "r", "read('/workspace/big')")
+        assert ran.text() == "." * BIG_MIB
+        assert read_mib > BIG_MIB - 1
+        ran, read_mib = await watched(
+            box, "r", "read('/workspace/big')", io_bytes_per_s=MIB, wall_time_s=2
+        )
+        assert ran.outcome is Outcome.WALL_TIME, ran.said()
+        assert len(ran.text()) < BIG_MIB / 2
+        assert 0 < read_mib < BIG_MIB / 2
+
+
+@pytest.mark.needs("io")
+async def test_io_is_set_on_every_group_of_cells(tmp_path: Path) -> None:
+    async with slow(tmp_path, 50) as box:
+        await box.session.ready()
+        await box.ok("1")
+        found: dict[str, str] = {}
+
+        def look(_: object) -> None:
+            found.update(bounds(box))
+
+        await box.run("print('up')", on_event=look, io_bytes_per_s=3 * MIB)
+    cells = [text for name, text in found.items() if name.startswith("cell-")]
+    assert any(str(3 * MIB) in text for text in cells), found
+    assert str(50 * MIB) in found["heads"]
+    if is_v2:
+        assert any(f"rbps={3 * MIB} wbps={3 * MIB}" in text for text in cells), found
+
+
+@pytest.mark.needs("io")
+async def test_a_killed_cell_does_not_wait_for_its_disk(tmp_path: Path) -> None:
+    """A direct read of the whole file at once cannot be interrupted, and would take 24 s."""
+    async with slow(tmp_path, 1) as box:
+        await box.ok(
+            "import mmap, os\nfd = os.open('/workspace/big', os.O_RDONLY | os.O_DIRECT)\n"
+            f"def read_all(): os.readv(fd, [mmap.mmap(-1, {BIG_MIB * MIB})])"
+        )
+        ran = await box.run("read_all()", wall_time_s=1)
+        assert ran.outcome is Outcome.WALL_TIME, ran.said()
+        assert ran.result.usage.wall_s < BIG_MIB / 2
+        # Nor does one that has left such a process behind.
+        await box.ok("if os.fork() == 0:\n    read_all()\n    os._exit(0)")
+        assert await box.value("6 * 7") == 42
+
+
+@pytest.mark.needs("io")
+@pytest.mark.skipif(not is_v2, reason="only v2 knows who has written what is in the page cache")
+async def test_writes_to_the_notebooks_folder_are_slowed_down(tmp_path: Path) -> None:
+    async with slow(tmp_path, 2, workspace_mode="rw") as box:
+        await box.ok(UNIT)
+        (session,) = {Path(path) for path in box.cgroups if (Path(path) / "io.max").exists()}
+        bound = (session / "io.max").read_text()
+        assert f"rbps={2 * MIB} wbps={2 * MIB}" in bound
+        ran, written_mib = await watched(
+            box, "w", "write('/workspace/new')", io_bytes_per_s=MIB, wall_time_s=2
+        )
+        assert ran.outcome is Outcome.WALL_TIME, ran.said()
+        assert len(ran.text()) < BIG_MIB / 2
+        assert 0 < written_mib < BIG_MIB / 2
+        assert await box.value("6 * 7") == 42
+        assert (session / "io.max").read_text() == bound  # it was lifted to end the cell
+
+
+@pytest.mark.needs("io")
+@pytest.mark.skipif(is_v2, reason="here it is")
+async def test_writes_that_cannot_be_slowed_down_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cannot limit io with workspace=rw: .*--waive io"):
+        async with slow(tmp_path, 1, workspace_mode="rw"):
+            pass
+    waived = frozenset({"io"})
+    async with slow(tmp_path, 1, workspace_mode="rw", waived=waived) as box:
+        assert await box.value("6 * 7") == 42
+
+
+async def test_io_that_cannot_be_limited_is_refused(tmp_path: Path) -> None:
+    why = capabilities()["io"]
+    if not why:
+        pytest.skip("here it is")
+    with pytest.raises(HostError) as caught:
+        async with slow(tmp_path, 1):
+            pass
+    assert str(caught.value).startswith("cannot limit io: ")
+    assert why in str(caught.value)
+    assert caught.value.hint
 
 
 # ---- output

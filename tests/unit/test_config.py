@@ -40,6 +40,7 @@ def test_the_defaults() -> None:
             disk_bytes=512 * MIB,
             output_bytes=10 * MIB,
             open_files=1024,
+            io_bytes_per_s=None,
         )
         == CEILING
     )
@@ -54,7 +55,8 @@ def test_the_table_is_complete() -> None:
     for limit in LIMITS:
         assert traits[limit.name].default_value == limit.default
         assert traits[limit.name].help == limit.help
-        assert limit.parse(limit.default) >= limit.minimum
+        default = limit.parse(limit.default)
+        assert default is None if limit.default == "none" else default >= limit.minimum
         assert f"`{limit.name}`" in limits_markdown()
 
 
@@ -111,6 +113,53 @@ def test_a_bad_limit_is_named(name: str, value: object) -> None:
 def test_a_forgotten_unit_is_noticed() -> None:
     with pytest.raises(ConfigError, match="did you mean memory=512M"):
         BY_NAME["memory"].parse("512")
+
+
+@pytest.mark.parametrize("text", ["50M", "50M/s", "50 MiB/s", " 50m ", 50 * MIB])
+def test_a_rate(text: str | int) -> None:
+    limit = BY_NAME["io"]
+    number = limit.parse(text)
+    assert number == 50 * MIB
+    assert limit.format(number) == "50 MiB/s"
+
+
+def test_only_io_may_be_without_a_limit() -> None:
+    assert limits_of(SandboxConfig(io="none")).io_bytes_per_s is None
+    assert BY_NAME["io"].format(None) == "none"
+    for name in BY_NAME.keys() - {"io"}:
+        with pytest.raises(ConfigError, match=f"{name}: 'none' is not a"):
+            BY_NAME[name].parse("none")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("64K", ["io=64K", "too small", "1 MiB/s"]),
+        ("50", ["io=50", "did you mean io=50M"]),
+        ("50M/min", ["io", "50M/min", "not a size"]),
+        ("None", ["io", "None"]),
+    ],
+)
+def test_a_bad_rate_is_named(value: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        freeze(SandboxConfig(io=value))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_cell_lowers_and_raises_io() -> None:
+    settings = freeze(SandboxConfig(io="50M", ceiling=["io=100M"]))
+    for text, number in (("io=1M", 1), ("io=100M", 100)):
+        limits, _ = parse_cell(f"%%sandbox {text}\nx", settings.limits, settings.ceiling)
+        assert limits.io_bytes_per_s == number * MIB
+    for text in ("io=101M", "io=none"):
+        with pytest.raises(ConfigError, match=f"{text} is above the ceiling of 100 MiB/s"):
+            parse_cell(f"%%sandbox {text}\nx", settings.limits, settings.ceiling)
+
+
+def test_a_cell_cannot_limit_what_its_kernel_does_not() -> None:
+    with pytest.raises(ConfigError, match=r"io=10M cannot be set.*install --io 10M"):
+        parse_cell("%%sandbox io=10M\nx", CEILING, CEILING)
+    assert parse_cell("%%sandbox io=none\nx", CEILING, CEILING)[0] == CEILING
 
 
 @pytest.mark.parametrize("name", ["processes", "open_files"])
@@ -239,7 +288,10 @@ def test_no_code_breaks_the_parsers(code: str) -> None:
         else:
             assert isinstance(rest, str)
             assert all(
-                getattr(limits, limit.field) <= getattr(CEILING, limit.field) for limit in LIMITS
+                value == ceiling or value < ceiling
+                for value, ceiling in zip(
+                    dataclasses.astuple(limits), dataclasses.astuple(CEILING), strict=True
+                )
             )
 
 
@@ -262,6 +314,8 @@ def test_a_cell_may_raise_a_limit_up_to_the_ceiling() -> None:
         ("memori=1G", "did you mean memory"),
         ("memory=1M", "memory=1M is too small"),
         ("memory=512M", "is below the limit of 1 GiB"),
+        ("io=100M", "set the limit too: --io 100M"),
+        ("io=none", "io=none is no bound"),
     ],
 )
 def test_a_bad_ceiling_is_named(ceiling: str, words: str) -> None:

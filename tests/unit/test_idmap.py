@@ -33,26 +33,26 @@ def mapped(extents: tuple[idmap.Extent, ...]) -> dict[int, int]:
 
 def test_root_gives_a_range_of_its_own() -> None:
     ids = high(1 << 30)
-    assert (ids.kind, ids.root, ids.head) == ("high", 0, 1001)
+    assert (ids.kind, ids.root, ids.is_alone) == ("high", 0, False)
     assert ids.outside_uid(0) == ids.outside_gid(0) == 1 << 30
     assert ids.outside_uid(1023) == (1 << 30) + 1023
 
 
 def test_a_single_id_is_the_cells_and_inits_and_the_heads() -> None:
     ids = single(501, 20)
-    assert (ids.kind, ids.root, ids.head) == ("single", 1000, 1000)
+    assert (ids.kind, ids.root, ids.is_alone) == ("single", 1000, True)
     assert (ids.outside_uid(1000), ids.outside_gid(1000)) == (501, 20)
 
 
 def test_with_a_range_the_cell_is_the_user_himself() -> None:
-    ids = subordinate(501, 20, ((100000, 65536),), ((200000, 65536),))
-    assert (ids.kind, ids.root, ids.head) == ("subordinate", 0, 1001)
+    ids = subordinate((501, 20), ((100000, 65536),), ((200000, 65536),))
+    assert (ids.kind, ids.root, ids.is_alone) == ("subordinate", 0, False)
     assert ids.uids == ((0, 100000, 1000), (1000, 501, 1), (1001, 101000, 23))
     assert ids.gids == ((0, 200000, 1000), (1000, 20, 1), (1001, 201000, 23))
 
 
 def test_a_range_may_be_in_pieces() -> None:
-    ids = subordinate(5, 5, ((10, 990), (2000, 20), (3000, 13)), ((50, 1023),))
+    ids = subordinate((5, 5), ((10, 990), (2000, 20), (3000, 13)), ((50, 1023),))
     assert ids.uids == (
         (0, 10, 990),
         (990, 2000, 10),
@@ -67,7 +67,7 @@ def test_a_range_may_be_in_pieces() -> None:
 )
 def test_every_id_is_mapped_once_however_the_ranges_are_cut(counts: list[int]) -> None:
     ranges = tuple((10_000 * (n + 1), count) for n, count in enumerate(counts))
-    uids = mapped(subordinate(7, 7, ranges, ranges).uids)
+    uids = mapped(subordinate((7, 7), ranges, ranges).uids)
     assert uids.keys() == set(range(ID_COUNT))
     assert uids[1000] == 7
     allowed = [first + n for first, count in ranges for n in range(count)]
@@ -76,11 +76,12 @@ def test_every_id_is_mapped_once_however_the_ranges_are_cut(counts: list[int]) -
 
 def test_too_few_ids_are_refused() -> None:
     with pytest.raises(HostError, match="1022 subordinate ids are less than 1023"):
-        subordinate(7, 7, ((100000, 1000), (200000, 22)), ((100000, 65536),))
+        subordinate((7, 7), ((100000, 1000), (200000, 22)), ((100000, 65536),))
 
 
 @pytest.mark.parametrize(
-    "ids", [high(1 << 30), single(5, 6), subordinate(5, 6, ((100, 1023),), ((100, 9), (300, 1014)))]
+    "ids",
+    [high(1 << 30), single(5, 6), subordinate((5, 6), ((100, 1023),), ((100, 9), (300, 1014)))],
 )
 def test_a_map_survives_json(ids: IdMap) -> None:
     assert IdMap.from_json(json.loads(json.dumps(ids.as_json()))) == ids
@@ -94,10 +95,10 @@ def test_an_id_that_is_not_mapped_is_an_error() -> None:
 
 
 def test_a_namespace_inside_has_the_same_ids_line_by_line() -> None:
-    inner = nested(subordinate(5, 6, ((100, 1023),), ((100, 9), (300, 1014))))
+    inner = nested(subordinate((5, 6), ((100, 1023),), ((100, 9), (300, 1014))))
     assert inner.uids == ((0, 0, 1000), (1000, 1000, 1), (1001, 1001, 23))
     assert inner.gids == ((0, 0, 9), (9, 9, 991), (1000, 1000, 1), (1001, 1001, 23))
-    assert (inner.root, inner.head) == (0, 1001)
+    assert (inner.root, inner.is_alone) == (0, False)
     assert nested(single(5, 6)) == IdMap("single", ((1000, 1000, 1),), ((1000, 1000, 1),))
 
 
@@ -332,7 +333,7 @@ def test_a_map_is_written_once() -> None:
             idmap.write(pid, single(os.geteuid(), os.getegid()))
 
 
-SUBORDINATE = subordinate(501, 20, ((100000, 65536),), ((200000, 65536),))
+SUBORDINATE = subordinate((501, 20), ((100000, 65536),), ((200000, 65536),))
 
 
 def test_a_tool_gets_the_lines_and_nothing_of_the_environment(tools: Path, tmp_path: Path) -> None:

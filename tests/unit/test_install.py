@@ -65,6 +65,7 @@ def test_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
                     "disk": "512 MiB",
                     "output": "10 MiB",
                     "open_files": "1024",
+                    "io": "none",
                 },
             },
         },
