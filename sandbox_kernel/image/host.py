@@ -12,10 +12,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from sandbox_kernel.errors import ImageError
 from sandbox_kernel.model import CELL_UID, Bind, Image
 
 REFERENCE = "host"
+LABEL = "sandbox-kernel.on-host"
+"""Marks an image whose layers belong on top of this machine's folders."""
 HOME = "/home/jovyan"
 
 # In the order of Debian's, Fedora's and Arch's root; links such as /lib -> usr/lib stay links.
@@ -45,37 +46,43 @@ _PASSWD = (
     f"jovyan:x:{CELL_UID}:{CELL_UID}:jovyan:{HOME}:/bin/bash\n"
     "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 )
+NAMES = (
+    ("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
+    ("/etc/resolv.conf", ""),
+)
+"""Files that tell the names of hosts; the same in every image."""
 _FILES = (
     ("/etc/passwd", _PASSWD),
     ("/etc/group", f"root:x:0:\ntty:x:5:\njovyan:x:{CELL_UID}:\nnogroup:x:65534:\n"),
-    ("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
     ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
-    ("/etc/resolv.conf", ""),
+    *NAMES,
 )
+NOTEBOOK_ENV = (
+    ("TERM", "xterm-color"),
+    # numba's other threading layers do not survive a fork.
+    ("NUMBA_THREADING_LAYER", "workqueue"),
+    ("MPLBACKEND", "module://matplotlib_inline.backend_inline"),
+    ("CLICOLOR", "1"),
+    ("FORCE_COLOR", "1"),
+    ("CLICOLOR_FORCE", "1"),
+    ("PAGER", "cat"),
+    ("GIT_PAGER", "cat"),
+)
+"""What a notebook's programs find, in every image."""
 _FOLDERS = (
-    ("/dev", 0o755, 0),
-    ("/dev/pts", 0o755, 0),
-    ("/dev/shm", 0o1777, 0),  # noqa: S108 - a path inside the container
-    ("/etc", 0o755, 0),
-    ("/home", 0o755, 0),
-    (HOME, 0o755, CELL_UID),
-    ("/proc", 0o555, 0),
-    ("/run", 0o755, 0),
-    ("/tmp", 0o1777, 0),  # noqa: S108 - a path inside the container
-    ("/var", 0o755, 0),
-    ("/var/tmp", 0o1777, 0),  # noqa: S108 - a path inside the container
-    ("/workspace", 0o755, CELL_UID),
+    ("/dev", 0o755, 0, 0),
+    ("/dev/pts", 0o755, 0, 0),
+    ("/dev/shm", 0o1777, 0, 0),  # noqa: S108 - a path inside the container
+    ("/etc", 0o755, 0, 0),
+    ("/home", 0o755, 0, 0),
+    (HOME, 0o755, CELL_UID, CELL_UID),
+    ("/proc", 0o555, 0, 0),
+    ("/run", 0o755, 0, 0),
+    ("/tmp", 0o1777, 0, 0),  # noqa: S108 - a path inside the container
+    ("/var", 0o755, 0, 0),
+    ("/var/tmp", 0o1777, 0, 0),  # noqa: S108 - a path inside the container
+    ("/workspace", 0o755, CELL_UID, CELL_UID),
 )
-
-
-def resolve(reference: str) -> Image:
-    """Give the image named `reference`; raises ImageError when there is none."""
-    if reference != REFERENCE:
-        raise ImageError(
-            f"image {reference!r} not found",
-            hint=f"the one image there is so far is {REFERENCE!r}, this machine's own Python",
-        )
-    return host_image()
 
 
 def host_image() -> Image:
@@ -124,16 +131,10 @@ def _environment() -> tuple[tuple[str, str], ...]:
         "LOGNAME": "jovyan",
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
-        "TERM": "xterm-color",
-        # numba's other threading layers do not survive a fork.
-        "NUMBA_THREADING_LAYER": "workqueue",
-        "MPLBACKEND": os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline"),
-        "CLICOLOR": "1",
-        "FORCE_COLOR": "1",
-        "CLICOLOR_FORCE": "1",
-        "PAGER": "cat",
-        "GIT_PAGER": "cat",
+        **dict(NOTEBOOK_ENV),
     }
+    if "MPLBACKEND" in os.environ:
+        env["MPLBACKEND"] = os.environ["MPLBACKEND"]
     if sys.prefix != sys.base_prefix:
         env["VIRTUAL_ENV"] = sys.prefix
     return tuple(env.items())
