@@ -63,9 +63,9 @@ def check_name(name: str) -> None:
 
 def check_image(reference: str) -> None:
     """Raise ImageError if there is no such image."""
-    from sandbox_kernel.image.host import resolve  # noqa: PLC0415 - not for --help
+    from sandbox_kernel.kernel.app import find_image  # noqa: PLC0415 - not for --help
 
-    resolve(reference)
+    find_image(reference)
 
 
 def template_dir() -> Path:

@@ -55,6 +55,27 @@ def test_no_report_is_an_error(text: str) -> None:
         lane.read_junit(text, lane.Suite("u", ()))
 
 
+NAMED = sorted({name for suite in lane.SUITES for name in (*suite.tests, *suite.without)})
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_a_suite_names_is_there(name: str) -> None:
+    path, _, test = name.partition("::")
+    assert (image.ROOT / path).exists()
+    if test:
+        text = (image.ROOT / path).read_text("utf-8")
+        assert f"def {test.partition('[')[0]}(" in text
+
+
+def test_all_that_is_inside_runs() -> None:
+    """The names there keep pytest from collecting them anywhere else."""
+    inside = image.ROOT / "tests/vm/inside"
+    found = {path.name for path in inside.glob("*.py") if "def test_" in path.read_text("utf-8")}
+    named = {Path(name).name for suite in lane.SUITES for name in suite.tests}
+    assert found
+    assert found <= named
+
+
 Guest = Callable[[socket.socket, dict[str, Any]], None]
 
 

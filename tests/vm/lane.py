@@ -14,50 +14,15 @@ from pathlib import Path
 
 from tests.vm import image, port, source
 from tests.vm.machine import Machine
+from tests.vm.suites import SUITES, Suite
+
+__all__ = ["SUITES", "Report", "Suite", "booted", "read_junit", "run_lane", "run_suite", "table"]
 
 RESULTS = image.ROOT / "build" / "vm"
 PYTEST = (source.PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--color=no")
 LANE_TIMEOUT_S = 25 * 60.0
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What runs as one user."""
-
-    user: str
-    tests: tuple[str, ...]
-    may_skip: tuple[str, ...] = ()
-    """Patterns for the reasons of skips that are right here; any other skip is a failure."""
-    timeout_s: float = 15 * 60.0
-
-
-DOCTOR = "tests/golden/test_doctor_documents.py::test_this_host_is_of_a_kind_that_is_known"
-CONTRACT = "tests/contract"
-LIMITS = "tests/integration/test_limits.py"
-TRANSACTION = "tests/integration/test_transaction.py"
-NO_CPU = "tests/contract/test_cgroup_contract.py::test_controller_that_is_not_delegated_is_named"
-CORE = (DOCTOR, CONTRACT, TRANSACTION, LIMITS)
-# They hold the clock of a real machine against an emulated one. Neither systemd nor the user
-# matters to them, and the machine that runs the lane has passed them.
-NOT_HERE = (
-    f"{LIMITS}::test_a_flood_can_be_interrupted",
-    f"{LIMITS}::test_a_flood_is_cut_and_starves_nobody",
-    f"{LIMITS}::test_cpu_time_shows_the_line",
-    f"{LIMITS}::test_wall_time_interrupts_whatever_waits",
-    f"{LIMITS}::test_wall_time_shows_the_line",
-    f"{TRANSACTION}::test_an_endless_loop_that_hears_the_limit_is_rolled_back_too",
-)
-# Linux 6.1 has no user attributes in a tmpfs. And a controller that is not delegated is nocpu's.
-EVERYWHERE = (r"^overlay_opaque: ", r"^here it is$")
-NOT_ROOT = (*EVERYWHERE, r"^units of the system are root's$")
-SUITES = (
-    Suite("root", (*CORE, "tests/vm/inside/two_users.py"), EVERYWHERE),
-    Suite("ranged", CORE, NOT_ROOT),
-    Suite("plain", CORE, (*NOT_ROOT, r"^controller io is not delegated ")),
-    Suite("nocpu", (DOCTOR, NO_CPU)),
-)
 
 
 @dataclass
@@ -115,7 +80,7 @@ def _shown_and_kept(path: Path) -> Iterator[port.Taker]:
 def run_suite(machine: Machine, suite: Suite, extra: tuple[str, ...], left_s: float) -> Report:
     """Run a suite; every way in which it can end badly is a fault in the report."""
     begin_s = time.monotonic()
-    deselected = [f"--deselect={name}" for name in NOT_HERE]
+    deselected = [f"--deselect={name}" for name in suite.without]
     junit = f"/tmp/junit-{suite.user}.xml"
     job = port.Job(
         suite.user,

@@ -6,64 +6,23 @@ collecting it on a machine that does not have these users.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.vm.inside import talk
+from tests.vm.inside.talk import Program
+
 USERS = ("root", "ranged", "plain")
-SOURCE = Path(__file__).parents[3]
 EXHAUST = "held = []\nwhile True: held.append(bytearray(8 << 20))"
 
 
-class Login:
-    """One user's session, spoken to line by line."""
-
-    def __init__(self, user: str) -> None:
-        self.user = user
-        inner = f"cd {SOURCE} && exec {sys.executable} -m tests.vm.inside.cells"
-        self._process = subprocess.Popen(
-            ["su", "--login", user, "--command", inner],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.begun = self.answer()
-
-    def send(self, code: str) -> None:
-        """Begin a cell."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(code) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for what came of it."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"the session of {self.user} ended"
-        facts: dict[str, Any] = json.loads(line)
-        return facts
-
-    def run(self, code: str) -> dict[str, Any]:
-        """Run a cell to its end."""
-        self.send(code)
-        return self.answer()
-
-    def close(self) -> int:
-        """End the session; give the exit status."""
-        self._process.communicate()
-        return self._process.returncode
-
-
 @pytest.fixture(scope="module")
-def logins() -> Iterator[dict[str, Login]]:
+def logins() -> Iterator[dict[str, Program]]:
     """Start all sessions, and expect each to end well."""
-    found = {user: Login(user) for user in USERS}
+    found = {user: Program(talk.login(user, talk.module("cells"))) for user in USERS}
     yield found
     assert {user: login.close() for user, login in found.items()} == dict.fromkeys(USERS, 0)
 
@@ -84,7 +43,7 @@ def oom_kills(path: str) -> int:
     return int(words[words.index("oom_kill") + 1])
 
 
-def test_no_two_users_share_an_id(logins: dict[str, Login]) -> None:
+def test_no_two_users_share_an_id(logins: dict[str, Program]) -> None:
     ids = {
         user: set().union(*map(user_ids, login.run("pass")["pids"]))
         for user, login in logins.items()
@@ -98,7 +57,7 @@ def test_no_two_users_share_an_id(logins: dict[str, Login]) -> None:
             assert one == other or not ids[one] & ids[other], ids
 
 
-def test_the_session_of_a_user_is_in_the_cgroup_of_the_user(logins: dict[str, Login]) -> None:
+def test_the_session_of_a_user_is_in_the_cgroup_of_the_user(logins: dict[str, Program]) -> None:
     for user, number in (("ranged", 1000), ("plain", 1001)):
         inside = f"/sys/fs/cgroup/user.slice/user-{number}.slice/user@{number}.service/"
         assert all(path.startswith(inside) for path in logins[user].begun["cgroups"])
@@ -109,17 +68,17 @@ def test_the_session_of_a_user_is_in_the_cgroup_of_the_user(logins: dict[str, Lo
     ("code", "outcome"), [(EXHAUST, "memory"), ("import os; os.kill(-1, 9)", None)]
 )
 def test_what_one_user_suffers_no_other_notices(
-    logins: dict[str, Login], victim: str, code: str, outcome: str | None
+    logins: dict[str, Program], victim: str, code: str, outcome: str | None
 ) -> None:
-    others = [logins[user] for user in USERS if user != victim]
-    for login in others:
+    others = {user: logins[user] for user in USERS if user != victim}
+    for login in others.values():
         before = login.run("import os; kept = bytearray(64 << 20); pid = os.getpid()")
         assert before["outcome"] == "ok", before["said"]
-    kills = {login.user: oom_kills(login.begun["cgroups"][0]) for login in others}
+    kills = {user: oom_kills(login.begun["cgroups"][0]) for user, login in others.items()}
     logins[victim].run("state = 'before'")
 
     logins[victim].send(code)
-    for login in others:
+    for login in others.values():
         # While it happens, and in the same variables.
         during = login.run("len(kept), os.path.exists('/workspace')")
         assert during["outcome"] == "ok", during["said"]
@@ -127,7 +86,8 @@ def test_what_one_user_suffers_no_other_notices(
     assert outcome is None or suffered["outcome"] == outcome, suffered["said"]
 
     assert logins[victim].run("print(state)")["text"] == "before\n"
-    for login in others:
+    for login in others.values():
         after = login.run("print(len(kept) >> 20); del kept")
         assert (after["outcome"], after["text"]) == ("ok", "64\n"), after["said"]
-    assert {login.user: oom_kills(login.begun["cgroups"][0]) for login in others} == kills
+    now = {user: oom_kills(login.begun["cgroups"][0]) for user, login in others.items()}
+    assert now == kills
