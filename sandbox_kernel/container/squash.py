@@ -92,7 +92,12 @@ def _copy_attributes(source: int, copy: int) -> None:
     os.fchown(copy, info.st_uid, info.st_gid)
     os.fchmod(copy, stat.S_IMODE(info.st_mode))
     with contextlib.suppress(OSError):  # tmpfs has user attributes since Linux 6.6
-        for name in os.listxattr(source):
-            if not name.startswith(_OVERLAY):
-                os.setxattr(copy, name, os.getxattr(source, name))
+        before, now = (
+            {name for name in os.listxattr(fd) if not name.startswith(_OVERLAY)}
+            for fd in (copy, source)
+        )
+        for name in before - now:
+            os.removexattr(copy, name)
+        for name in now:
+            os.setxattr(copy, name, os.getxattr(source, name))
     os.utime(copy, ns=(info.st_atime_ns, info.st_mtime_ns))
