@@ -10,7 +10,7 @@ from sandbox_kernel.build.layer import Layer
 from sandbox_kernel.image.image_config import History
 from sandbox_kernel.image.store import Store
 from sandbox_kernel.image.store_layers import TREE
-from sandbox_kernel.image.view import View
+from sandbox_kernel.image.view import View, showing
 from sandbox_kernel.model import Layers
 
 
@@ -39,7 +39,7 @@ class StageBuild:
 
     def mounted(self) -> Layers:
         """Give its layers as a container takes them."""
-        folders = self.folders()
+        folders = tuple(map(Path, showing(self.folders())))
         above = str(folders[0].parent.parent) if folders else ""
         return Layers(above, tuple(f"{folder.parent.name}/{TREE}" for folder in folders))
 

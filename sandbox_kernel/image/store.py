@@ -41,6 +41,7 @@ from sandbox_kernel.image.store_layers import TREE, LayerFolders, UnpackedLayer
 from sandbox_kernel.image.store_locks import Locks
 from sandbox_kernel.image.store_refs import Refs
 from sandbox_kernel.image.stored_image import HistoryRow, StoredImage
+from sandbox_kernel.image.view import showing
 from sandbox_kernel.model import Layers
 
 VARIABLE = "SANDBOX_KERNEL_STORE"
@@ -294,7 +295,7 @@ class Store:
 
     def session_layers(self, image: StoredImage, progress: LayerProgress | None = None) -> Layers:
         """Give the layers of an image as a session takes them. Raises ImageError."""
-        trees = self.ensure_layers(image, progress)
+        trees = map(Path, showing(self.ensure_layers(image, progress)))
         names = tuple(f"{tree.parent.name}/{TREE}" for tree in trees)
         return Layers(str(self._parts.layers.folder), names)
 

@@ -50,11 +50,20 @@ class Entry:
         return stat.S_ISLNK(self.info.st_mode)
 
 
+def showing(layers: Sequence[str | Path]) -> tuple[str | Path, ...]:
+    """Give those of some layers, lowest first, that show at all.
+
+    A layer may hide all below it by an opaque root, which overlayfs looks at in folders only.
+    """
+    first = max((n for n, layer in enumerate(layers) if is_opaque(str(layer))), default=0)
+    return tuple(layers[first:])
+
+
 class View:
     """The merged tree of some layers, lowest first."""
 
     def __init__(self, layers: Sequence[str | Path]) -> None:
-        folders = tuple(str(layer) for layer in reversed(layers))
+        folders = tuple(str(layer) for layer in reversed(showing(layers)))
         top = os.lstat(folders[0]) if folders else os.stat_result((stat.S_IFDIR | 0o755, *[0] * 9))
         self._root = Entry("/", folders[0] if folders else "", top, folders)
 
