@@ -40,8 +40,9 @@ def begin(body: dict[str, Any], fds: Sequence[int], *, held: Sequence[int] = ())
     ours, theirs = control.pair()
     try:
         if os.geteuid() == 0:
-            body["first_id"], claim_fd = idclaim.claim(body["id_count"])
-            claims.append(claim_fd)
+            claimed = idclaim.claim(body["id_count"])
+            body |= {"first_id": claimed.first_id, "id_count": claimed.size}
+            claims.append(claimed.fd)
         root = str(Path(__file__).resolve().parents[2])
         monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _PROGRAM.format(root=root, fd=theirs.fileno())],

@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import struct
+from typing import NamedTuple
 
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.linux.idmap import ID_COUNT
@@ -19,28 +20,66 @@ FIRST_ID = 1 << 30
 """Far above the ids of users and of other container engines."""
 RANGES = 1 << 20
 """The last range ends at 2**31, from where some programs take ids for negative."""
+MAPS = ("/proc/self/uid_map", "/proc/self/gid_map")
 FILE = "sandbox-kernel-ids"
 FOLDERS = ("/run", "/dev/shm", "/tmp")  # noqa: S108 - the file is root's, see _open
 TRIES = 1024
 
 
-def claim(count: int = ID_COUNT) -> tuple[int, int]:
-    """Claim a range of `count` ids; give its first id and the descriptor that holds it.
+class Claim(NamedTuple):
+    """A range that is ours as long as some process has the descriptor open."""
 
-    Raises HostError.
-    """
+    first_id: int
+    size: int
+    fd: int
+
+
+def claim(count: int = ID_COUNT) -> Claim:
+    """Claim a range of `count` ids, or of fewer where root has fewer; raises HostError."""
+    start_id, ranges = _ground()
     fd = _open()
-    slots = -(-count // ID_COUNT)
+    slots = min(-(-count // ID_COUNT), ranges)
     # At random, so that kernels in containers that do not share the file hardly meet either.
-    start = secrets.randbelow(RANGES)
-    for number in (slot % (RANGES - slots + 1) for slot in range(start, start + TRIES)):
+    start = secrets.randbelow(ranges)
+    for number in (slot % (ranges - slots + 1) for slot in range(start, start + TRIES)):
         if _lock(fd, number, slots):
-            return FIRST_ID + number * ID_COUNT, fd
+            return Claim(start_id + number * ID_COUNT, min(count, slots * ID_COUNT), fd)
     os.close(fd)
     raise HostError(
         f"no range of user ids is free: {TRIES} are in use from {start} on",
         hint="end some of the running kernels",
     )
+
+
+def _ground() -> tuple[int, int]:
+    """Give the first id that sessions may have, and how many ranges there are from it on.
+
+    Root of a container with a user namespace has the ids that it maps, and no others; there the
+    upper half of the longest run is taken, since users of the container have low ids.
+    """
+    runs = [_runs(path) for path in MAPS]
+    if all(_holds(found, FIRST_ID, RANGES * ID_COUNT) for found in runs):
+        return FIRST_ID, RANGES
+    first, count = max(runs[0], key=lambda run: run[1], default=(0, 0))
+    start = first + count // 2
+    ranges = (count - count // 2) // ID_COUNT
+    if ranges < 1 or not _holds(runs[1], start, ranges * ID_COUNT):
+        raise HostError(
+            f"this container's user namespace has too few ids for sessions: {MAPS[0]} says "
+            f"{' and '.join(f'{size} from {at} on' for at, size in runs[0])}",
+            hint="give it at least 4096 in one run, or start Jupyter as an ordinary user in it",
+        )
+    return start, ranges
+
+
+def _runs(path: str) -> list[tuple[int, int]]:
+    with open(path, encoding="ascii") as file:
+        lines = [[int(field) for field in line.split()] for line in file]
+    return [(inside, count) for inside, _, count in lines]
+
+
+def _holds(runs: list[tuple[int, int]], first: int, count: int) -> bool:
+    return any(at <= first and first + count <= at + size for at, size in runs)
 
 
 def _open() -> int:
