@@ -118,17 +118,13 @@ class Pod:
 
         Its processes were moved out of limits and counters then, and could only be forked there.
         """
-        if self.failure is not None:
-            return
-        lost = error if isinstance(error, SessionLost) else None
+        if self.failure is None and isinstance(error, SessionLost):
+            self.supervisor.lose(error)
         for group in (self.cgroup, self._init, self._heads):
-            if lost is None and not group.exists():
-                lost = SessionLost(
-                    f"somebody has removed the cgroup {group.paths[0]} of the session",
-                    hint=f"see what cleans up cgroups here; {RESTART_HINT}",
-                )
-        if lost is not None:
-            self.supervisor.lose(lost)
+            if self.failure is None and not group.exists():
+                what = f"somebody has removed the cgroup {group.paths[0]} of the session"
+                hint = f"see what cleans up cgroups here; {RESTART_HINT}"
+                self.supervisor.lose(SessionLost(what, hint=hint))
 
     async def boot(self, on_lost: Callable[[], None]) -> Guest:
         """Give the first head, once init and it are up; raises LaunchError, SessionLost."""
