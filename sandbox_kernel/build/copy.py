@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox_kernel.build import instructions as ins
 from sandbox_kernel.build.archive import is_archive, unpacked
@@ -13,7 +14,6 @@ from sandbox_kernel.build.config import join
 from sandbox_kernel.build.content import Content, content_of
 from sandbox_kernel.build.context import ContextTree
 from sandbox_kernel.build.dockerfile import is_git, is_url
-from sandbox_kernel.build.download import Remote, download, remote
 from sandbox_kernel.build.ignore import Ignore
 from sandbox_kernel.build.layer_folder import LayerFolder, Looks
 from sandbox_kernel.build.permissions import Chmod, parse_chmod, parse_chown
@@ -21,6 +21,9 @@ from sandbox_kernel.build.select import Item, Source, select
 from sandbox_kernel.build.tree import LayerTree, Tree
 from sandbox_kernel.errors import BuildError
 from sandbox_kernel.image.view import View
+
+if TYPE_CHECKING:
+    from sandbox_kernel.build.download import Remote
 
 _FOLDER_MODE = 0o755
 _NS = 1_000_000_000
@@ -137,6 +140,8 @@ class Transfer:
         folder = self.scratch / f"remote-{self.remotes.index(one)}"
         if not folder.is_dir():
             folder.mkdir()
+            from sandbox_kernel.build.download import download  # noqa: PLC0415 - see `_remotes`
+
             try:
                 download(one, folder)
             except BaseException:
@@ -166,11 +171,20 @@ def prepare(instruction: ins.Copy | ins.Add, tree: Tree, view: View, scratch: Pa
         return Transfer(
             instruction,
             sources + _documents(instruction, scratch),
-            tuple(remote(url, checksum) for url in urls),
+            _remotes(urls, checksum),
             scratch,
             parse_chmod(instruction.chmod) if instruction.chmod else None,
             parse_chown(instruction.chown, view) if instruction.chown else None,
         )
+
+
+def _remotes(urls: tuple[str, ...], checksum: str) -> tuple[Remote, ...]:
+    if not urls:
+        return ()
+    # httpx is slow to load, and a build that the cache answers takes no longer than that.
+    from sandbox_kernel.build.download import remote  # noqa: PLC0415
+
+    return tuple(remote(url, checksum) for url in urls)
 
 
 def _refuse_git(instruction: ins.Copy | ins.Add) -> None:

@@ -53,6 +53,7 @@ class BarScreen(Screen):
         self._rows: dict[str, TaskID] = {}
         self._step: tuple[str, str] | None = None
         self._tag = ""
+        self._started = False
         self._closed = False
         self._timer = threading.Timer(DELAY_S, self._start)
         self._timer.daemon = True
@@ -62,13 +63,15 @@ class BarScreen(Screen):
         with self._mutex:
             if not self._closed:
                 self._progress.start()
+                self._started = True
 
     def close(self) -> None:
         """Take the bars away."""
         self._timer.cancel()
         with self._mutex:
             self._closed = True
-            self._progress.stop()
+            if self._started:
+                self._progress.stop()
         self._break()
 
     def title(self, text: str) -> None:
@@ -96,8 +99,7 @@ class BarScreen(Screen):
         """Show the line of the step."""
         step, self._step = self._step, None
         words = [(f"{self._tag} ", "bold")]
-        if step is not None:
-            words.append((f"{step[1]}  ", ""))
+        words.append((f"{step[1]}  " if step is not None else "done: ", ""))
         self._console.print(Text.assemble(*words, (result, style)), soft_wrap=True)
 
     def _break(self) -> None:

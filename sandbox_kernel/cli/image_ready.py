@@ -20,5 +20,4 @@ def make_ready(text: str) -> None:
         if named is None or named.name != read_reference(text).name:
             tag = f"sandbox-kernel image tag {short(image.image_id)} NAME"
             raise ConfigError(f"--image {text} is an ID, not a name", hint=f"give it one: {tag}")
-        store.ensure_layers(image, screen)
-        session_image(text, lambda words: screen.line(harmless(words)))
+        session_image(text, lambda words: screen.line(harmless(words)), screen)

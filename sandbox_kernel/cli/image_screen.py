@@ -41,7 +41,7 @@ class Screen:
         self.moved = False
 
     def end(self, result: str, style: str = "") -> None:
-        """Show how the step ended: `CACHED`, or its time."""
+        """Show how the step ended: behind its words, or below what it said."""
 
     def started(self, digest: str, total_bytes: int) -> None:
         """Take note of a blob that is looked at now."""
@@ -94,9 +94,9 @@ class PlainScreen(Screen):
             self._tag, self._is_open = tag, True
 
     def end(self, result: str, style: str = "") -> None:
-        """Show how the step ended: behind its words, or on a line of its own."""
+        """Show how the step ended."""
         with self._mutex:
-            put(f"  {result}" if self._is_open else f"{self._tag} {result}", err=True)
+            put(f"  {result}" if self._is_open else f"{self._tag} done: {result}", err=True)
             self._is_open = False
 
     def started(self, digest: str, total_bytes: int) -> None:

@@ -62,10 +62,16 @@ def check_name(name: str) -> None:
 
 
 def check_image(reference: str) -> None:
-    """Raise ImageError if there is no such image."""
-    from sandbox_kernel.kernel.app import find_image  # noqa: PLC0415 - not for --help
+    """Make an image ready for its first session: unpack it, and prepare its agent.
 
-    find_image(reference)
+    Raises ImageError if there is no such image or cells cannot run in it, ConfigError for an ID.
+    """
+    from sandbox_kernel.image.host import REFERENCE  # noqa: PLC0415 - not for --help
+
+    if reference != REFERENCE:
+        from sandbox_kernel.cli.image_ready import make_ready  # noqa: PLC0415 - slow to import
+
+        make_ready(reference)
 
 
 def template_dir() -> Path:

@@ -14,22 +14,14 @@ from jupyter_client.kernelspec import KernelSpecManager
 from sandbox_kernel import __main__ as entry
 from sandbox_kernel.cli import main as cli
 from sandbox_kernel.cli.install import template_dir, unwritable
-from sandbox_kernel.errors import ImageError
 
 LOGOS = {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}
 
 
 @pytest.fixture(autouse=True)
-def one_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Know the image `host` only, without looking at this machine."""
-
-    def resolve(reference: str) -> None:
-        if reference != "host":
-            raise ImageError(f"image {reference!r} not found", hint="there is only 'host'")
-
-    module = types.ModuleType("sandbox_kernel.image.host")
-    module.resolve = resolve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "sandbox_kernel.image.host", module)
+def no_images(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Know the image `host` only, whatever is in this machine's store."""
+    monkeypatch.setenv("SANDBOX_KERNEL_STORE", str(tmp_path_factory.mktemp("store")))
 
 
 def install(prefix: Path, *options: str) -> int:
@@ -154,7 +146,9 @@ def test_a_bad_value_writes_nothing(
 
 def test_a_missing_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert install(tmp_path, "--image", "debian:12") == 1
-    assert "'debian:12' not found" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "'debian:12'" in error
+    assert "image list" in error
     assert list(tmp_path.iterdir()) == []
 
 
