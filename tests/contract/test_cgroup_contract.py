@@ -230,6 +230,20 @@ def test_add_lists_and_kill_empties(session: Cgroup, spawn: Spawn) -> None:
 
 
 @everywhere
+def test_whose_group_a_process_is_in_is_told(session: Cgroup, spawn: Spawn) -> None:
+    child = spawn()
+    with session.child("one") as one, session.child("other") as other:
+        assert not one.holds(child.pid)
+        one.add(child.pid)
+        assert one.holds(child.pid)
+        other.add(child.pid)
+        assert (one.holds(child.pid), other.holds(child.pid)) == (False, True)
+        other.kill()
+        child.wait(timeout=1)
+        assert not other.holds(child.pid)
+
+
+@everywhere
 def test_killing_a_session_reaches_the_cells_and_removing_it_too(
     session: Cgroup, spawn: Spawn
 ) -> None:
@@ -350,6 +364,9 @@ def test_group_that_vanishes_under_the_session(
         ):
             with pytest.raises(HostError, match=r"cell: No such .*somebody else has removed it"):
                 act()
+        assert not cell.exists()
+        assert session.exists()
+        assert not cell.holds(child.pid)
         assert not cell.populated()
         assert cell.processes() == []
         cell.freeze()
