@@ -27,6 +27,7 @@ from sandbox_kernel.linux import idmap, libc
 def main(control_fd: int) -> NoReturn:
     """Start init, wait for its end, clean up, exit."""
     libc.set_name("sandbox-monitor")
+    os.umask(0o022)  # whatever the user has: folders made here are what a container consists of
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the session's end is init's end, nothing else
     sock = socket.socket(fileno=control_fd)

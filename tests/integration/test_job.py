@@ -141,6 +141,17 @@ def test_a_full_disk_is_an_ordinary_error() -> None:
     assert done.stdout == "1\n"
 
 
+def test_a_strict_umask_of_the_caller_changes_nothing() -> None:
+    plain = perform(job("umask; mkdir /tmp/a; ls -ld /etc /tmp | cut -c1-10"))
+    before = os.umask(0o077)
+    try:
+        strict = perform(job("umask; mkdir /tmp/a; ls -ld /etc /tmp | cut -c1-10"))
+    finally:
+        os.umask(before)
+    assert strict.ran.succeeded
+    assert (strict.stdout, strict.tar) == (plain.stdout, plain.tar)
+
+
 def test_what_it_leaves_running_ends_with_it() -> None:
     done = perform(job("(setsid sleep 600 & echo $! > /tmp/pid); (trap '' TERM; sleep 600) &"))
     assert done.ran.succeeded
