@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox_kernel.build.config import StageState
 from sandbox_kernel.build.layer import Layer
+from sandbox_kernel.build.run import BUILD_IDS
 from sandbox_kernel.image.image_config import History
+from sandbox_kernel.image.owned import with_owners
 from sandbox_kernel.image.store import Store
-from sandbox_kernel.image.store_layers import TREE
 from sandbox_kernel.image.view import View, showing
+from sandbox_kernel.linux.idmap import Wanted
 from sandbox_kernel.model import Layers
 
 
@@ -29,19 +32,28 @@ class StageBuild:
     def folders(self) -> tuple[Path, ...]:
         """Give the folders of its layers, lowest first, unpacked now if they are not."""
         for layer in self.layers[len(self._folders) :]:
-            tree = self.store.ensure_layer(layer.blob, layer.diff_id, lowers=tuple(self._folders))
-            self._folders.append(tree)
+            self._folders.append(self._ensure(layer, self._folders))
         return tuple(self._folders)
+
+    def ensure(self, layer: Layer) -> None:
+        """Unpack a layer that is to be put on top. Raises ImageError if it cannot be one."""
+        self._ensure(layer, self.folders())
+
+    def _ensure(self, layer: Layer, lowers: Sequence[Path]) -> Path:
+        return self.store.ensure_layer(layer.blob, layer.diff_id, lowers=tuple(lowers))
 
     def view(self) -> View:
         """Give what its layers show together."""
         return View(self.folders())
 
     def mounted(self) -> Layers:
-        """Give its layers as a container takes them."""
-        folders = tuple(map(Path, showing(self.folders())))
-        above = str(folders[0].parent.parent) if folders else ""
-        return Layers(above, tuple(f"{folder.parent.name}/{TREE}" for folder in folders))
+        """Give its layers as a container takes them, with the owners that it shall see."""
+        shown = tuple(map(Path, showing(self.folders())))
+        folders = with_owners(self.store, shown, Wanted(0, 0, BUILD_IDS))
+        if not folders:
+            return Layers("", ())
+        above = folders[0].parent.parent
+        return Layers(str(above), tuple(str(folder.relative_to(above)) for folder in folders))
 
     def add(self, layer: Layer | None, created: str, created_by: str) -> None:
         """Put a layer on top, or note a step that changed no file."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox_kernel.errors import ImageError
 from sandbox_kernel.image.cache_records import CacheRecords
 from sandbox_kernel.image.leases import leased
 from sandbox_kernel.image.media import hex_of
@@ -70,8 +71,8 @@ class Parts:
     def item_bytes(self, item: Item) -> int:
         """Give what a blob or layer takes on disk; 0 if it is missing."""
         if item.is_layer:
-            layer = self.layers.get(item.digest)
-            return layer.size_bytes if layer is not None else 0
+            found = (self.layers.get(item.digest), self.layers.owned(item.digest))
+            return sum(one.size_bytes for one in found if one is not None)
         return self.blobs.size(item.digest) or 0
 
     def total_bytes(self, items: Iterable[Item]) -> int:
@@ -80,7 +81,10 @@ class Parts:
 
 
 def prune(parts: Parts, options: PruneOptions) -> Pruned:
-    """Remove what the options name and nobody uses; tell what it was."""
+    """Remove what the options name and nobody uses; tell what it was.
+
+    Raises ImageError if a layer could not be removed as a whole, when all else is done.
+    """
     with parts.locks.held(PRUNE):
         in_use = leased(parts.leases)
         reach = Reach(parts.blobs)
@@ -96,11 +100,24 @@ def prune(parts: Parts, options: PruneOptions) -> Pruned:
         size_bytes = parts.total_bytes(unused)
         gone = [_take(parts, item) for item in unused]
     # Without the lock: it takes long, and who wants to start something need not wait for it.
-    for path in filter(None, gone):
-        remove(path)
+    _remove_all(path for path in gone if path is not None)
     blobs = tuple(item.digest for item in unused if not item.is_layer)
     layers = tuple(item.digest for item in unused if item.is_layer)
     return Pruned(images, records, blobs, layers, size_bytes)
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    left: list[ImageError] = []
+    for path in paths:
+        try:
+            remove(path)
+        except ImageError as error:
+            left.append(error)
+    if left:
+        raise ImageError(
+            f"all is pruned but for parts of {len(left)} layers: {left[0].message}",
+            hint=f"{left[0].hint}; the next who opens the store removes what is left then",
+        )
 
 
 def _unused(parts: Parts, marked: frozenset[Item]) -> list[Item]:

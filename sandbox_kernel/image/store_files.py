@@ -1,14 +1,21 @@
-"""Files of the store: written whole or not at all, and removed whatever their modes are."""
+"""Files of the store: written whole or not at all, and removed whatever their modes are.
+
+An ordinary user's store may hold files of his subordinate ids (`owned`, and what a RUN left in what
+it was shown); these are removed by a child that has the ids.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox_kernel.errors import ImageError
+from sandbox_kernel.image.owned_space import remove_mapped
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
@@ -49,44 +56,50 @@ def remove_tree(path: Path) -> None:
     """Remove a folder and all below it, also what its owner may not read or enter.
 
     Folders are moved to the top before they are emptied: so neither a path nor a stack grows
-    with the depth of the tree.
+    with the depth of the tree. Raises PermissionError in the end if something had to be left.
     """
     numbers = itertools.count()
     # Not a name that the tree itself uses, since both lie in the same folder.
     prefix = secrets.token_hex(8)
+    refused: list[PermissionError] = []
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         waiting = ["."]
         while waiting:
             name = waiting.pop()
+            before = len(refused)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
             try:
-                waiting += _empty(fd, top, prefix, numbers)
+                moved = (f"{prefix}{number}" for number in numbers)
+                waiting += _empty(fd, top, moved, refused)
             finally:
                 os.close(fd)
-            if name != ".":
+            if name != "." and len(refused) == before:
                 os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
+    if refused:
+        raise refused[0]
     os.rmdir(path)
 
 
-def _empty(fd: int, top: int, prefix: str, numbers: itertools.count[int]) -> list[str]:
+def _empty(fd: int, top: int, names: Iterator[str], refused: list[PermissionError]) -> list[str]:
     """Remove the files of a folder and move its folders to the top; give their new names."""
-    moved = []
+    moved: list[str] = []
     with os.scandir(fd) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in found:
-        if not is_folder:
-            os.unlink(name, dir_fd=fd)
-            continue
-        if os.path.samestat(os.fstat(fd), os.fstat(top)) and name.startswith(prefix):
-            continue
-        # To be moved, a folder must be writable itself: its entry `..` changes.
-        os.chmod(name, FOLDER_MODE, dir_fd=fd)
-        new = f"{prefix}{next(numbers)}"
-        os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
-        moved.append(new)
+        try:
+            if not is_folder:
+                os.unlink(name, dir_fd=fd)
+                continue
+            # To be moved, a folder must be writable itself: its entry `..` changes.
+            os.chmod(name, FOLDER_MODE, dir_fd=fd)
+            new = next(names)
+            os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
+            moved.append(new)
+        except PermissionError as error:
+            refused.append(error)
     return moved
 
 
@@ -101,19 +114,32 @@ def take_away(path: Path, staging: Staging) -> Path | None:
 
 
 def discard(path: Path, staging: Staging) -> None:
-    """Take a file or folder away at once, and remove it then; nothing happens if it is missing."""
+    """Take a file or folder away at once, and remove it then; nothing happens if it is missing.
+
+    What cannot be removed now, see `remove`, waits in staging.
+    """
     gone = take_away(path, staging)
     if gone is not None:
-        remove(gone)
+        with contextlib.suppress(ImageError):
+            remove(gone)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder that nobody else uses."""
-    if path.is_dir() and not path.is_symlink():
+    """Remove a file or a folder that nobody else uses.
+
+    Raises ImageError where an ordinary user's holds files of other ids, and he cannot act for
+    them any more: his ranges have changed, or newuidmap is gone. What else is in it is gone then.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    try:
         os.chmod(path, FOLDER_MODE)
         remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
+    except PermissionError:
+        if os.geteuid() == 0:
+            raise
+        remove_mapped(path)
 
 
 class Staging:
@@ -131,9 +157,10 @@ class Staging:
         return self.folder / str(next(self._numbers))
 
     def close(self) -> None:
-        """Remove the folder with all in it."""
+        """Remove the folder with all in it; what cannot be removed now waits for a sweep."""
         if self._fd >= 0:
-            remove(self.folder)
+            with contextlib.suppress(ImageError):
+                remove(self.folder)
             os.close(self._fd)
             self._fd = -1
 
@@ -175,8 +202,9 @@ def sweep(parent: Path) -> int:
         try:
             remove(parent / name)
             count += 1
-        except OSError:
-            # What a killed process started may still write there; the next sweep takes it.
+        except (OSError, ImageError):
+            # What a killed process started may still write there; the next sweep takes it. Or it
+            # holds files of other ids, see `remove`.
             continue
         finally:
             os.close(fd)

@@ -21,6 +21,9 @@ from sandbox_kernel.image.documents import Descriptor, chain_id, render_json
 from sandbox_kernel.image.fields import Fields, parse_object
 from sandbox_kernel.image.layer_reader import Counted, LayerProgress, unpack_blob
 from sandbox_kernel.image.media import check_digest, hex_of
+from sandbox_kernel.image.owned_record import FOLDER as OWNED
+from sandbox_kernel.image.owned_record import RECORD as OWNED_RECORD
+from sandbox_kernel.image.owned_record import OwnedRecord, read_record
 from sandbox_kernel.image.store_blobs import Blobs
 from sandbox_kernel.image.store_files import (
     FOLDER_MODE,
@@ -77,7 +80,7 @@ class LayerFolders:
             )
         except (FileNotFoundError, ImageError):
             return None
-        return found if found.settled or found.boot == _boot() else None
+        return found if found.settled or found.boot == boot_id() else None
 
     def ensure(
         self,
@@ -124,7 +127,7 @@ class LayerFolders:
                 counted = Counted(file, blob, progress)
                 read = unpack_blob(counted, blob, names[0], tree, below)
             name = names[1] if read.needs_lowers else names[0]
-            layer = UnpackedLayer(name, names[0], blob.digest, read.bytes, _boot(), False)
+            layer = UnpackedLayer(name, names[0], blob.digest, read.bytes, boot_id(), False)
             self._write_record(draft, layer, durable=False)
             # What lies there cannot be trusted, see `get`.
             discard(self.folder / hex_of(name), self._staging)
@@ -139,7 +142,9 @@ class LayerFolders:
     def settle(self) -> None:
         """Flush all layers of this boot to the disk, so that they outlast a loss of power."""
         found = [layer for layer in self.all() if not layer.settled]
-        if not found:
+        owned = {name: one for name in self.names() if (one := self.owned(name)) is not None}
+        owned = {name: one for name, one in owned.items() if not one.settled}
+        if not found and not owned:
             return
         # syncfs(2) by coreutils; os.sync waits for the disks of everybody else too.
         subprocess.run(["sync", "--file-system", str(self.folder)], check=True)
@@ -149,6 +154,20 @@ class LayerFolders:
                 continue
             folder = self.folder / hex_of(layer.layer_id)
             self._write_record(folder, replace(layer, settled=True), durable=True)
+        for name, record in owned.items():
+            self._settle_owned(name, record)
+
+    def _settle_owned(self, layer_id: str, flushed: OwnedRecord) -> None:
+        self._blobs.claim(layer_id)
+        folder = self.folder / hex_of(layer_id)
+        with self._locks.held(f"owned-{folder.name}"):
+            if read_record(folder, boot_id()) == flushed:
+                data = replace(flushed, settled=True).render()
+                write_whole(folder / OWNED / OWNED_RECORD, data, self._staging)
+
+    def owned(self, layer_id: str) -> OwnedRecord | None:
+        """Give what is known of a layer's owned folder, None if it has none; see `owned`."""
+        return read_record(self.folder / hex_of(layer_id), boot_id())
 
     def take_away(self, layer_id: str) -> Path | None:
         """Move a layer that nobody uses to staging, for removal; None if it is missing."""
@@ -180,5 +199,6 @@ def names_of(diff_id: str, lowers: Sequence[UnpackedLayer]) -> tuple[str, str]:
     return diff_id, chain_id([*(lower.diff_id for lower in lowers), diff_id])
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """Give what names this run of the machine, with which goes what is not on the disk yet."""
     return _BOOT.read_text("ascii").strip()

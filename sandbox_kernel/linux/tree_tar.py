@@ -58,7 +58,11 @@ class Packing:
     epoch_s: int
     """Files that are newer get this time, in seconds since 1970 (SOURCE_DATE_EPOCH)."""
     owner: tuple[int, int] | None = None
-    """User and group of files that record none; None for those that the file system says."""
+    """User and group of files that record none; None for those that the file system says.
+
+    An ordinary user's file system can say of all that he made only that it is his: to him None
+    means root.
+    """
     total_bytes: int = 64 << 30
     """The most that all files together may have, holes counted."""
     entries: int = 1_000_000
@@ -110,6 +114,7 @@ class _Writer:
     def __init__(self, out: Sink, packing: Packing) -> None:
         self._out = out
         self._packing = packing
+        self._owner = packing.owner or ((0, 0) if os.geteuid() else None)
         self._linked: dict[tuple[int, int], tuple[bytes, _Record]] = {}
         self.entries = self.bytes = self.skipped_sockets = 0
 
@@ -208,15 +213,18 @@ class _Writer:
 
     def _record(self, fd: int | None, kind: bytes, info: os.stat_result, path: bytes) -> _Record:
         """Collect what is to be said of a file; `fd` is None where it cannot be opened."""
-        packing = self._packing
         # Linux has no permissions of symbolic links; Docker writes this too.
         record = _Record(kind, 0o777 if kind == b"2" else stat.S_IMODE(info.st_mode))
-        record.uid, record.gid = packing.owner or (info.st_uid, info.st_gid)
-        record.mtime_s = max(0, min(int(info.st_mtime), packing.epoch_s))
+        record.uid, record.gid = self._owner or (info.st_uid, info.st_gid)
+        record.mtime_s = max(0, min(int(info.st_mtime), self._packing.epoch_s))
         if info.st_nlink > 1 and kind != b"5":
             self._linked[info.st_dev, info.st_ino] = (path, record)
         if fd is not None:
             _take_attributes(fd, record, path)
+            if self._owner is None:
+                # Whoever recorded the owner left the file root's. Another one was given to it
+                # since, in a container that was shown the file with its record.
+                record.uid, record.gid = info.st_uid or record.uid, info.st_gid or record.gid
         return record
 
     def _header(self, path: bytes, record: _Record) -> bytes:
