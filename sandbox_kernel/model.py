@@ -106,6 +106,8 @@ class Image:
     """(absolute path, mode, user, group) of empty folders of the skeleton."""
     links: tuple[tuple[str, str], ...] = ()
     """(absolute path, target) of symbolic links of the skeleton."""
+    tmpfs: tuple[str, ...] = ()
+    """Folders that are a file system in memory, new in every container."""
     python: tuple[str, ...] = ("python3",)
     """The interpreter inside, as argv prefix."""
     env: tuple[tuple[str, str], ...] = ()

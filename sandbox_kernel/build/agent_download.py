@@ -25,7 +25,7 @@ Progress = Callable[[str], None]
 """Is told in a few words what is being done."""
 
 _ROUNDS = 5
-_TAIL_LINES = 6
+_TAIL_LINES = 15
 _SHOWN = ("Collecting ", "Downloading ", "Using cached ", "Processing ")
 
 
@@ -64,7 +64,8 @@ def _download(wanted: Sequence[str], facts: PythonFacts, folder: Path, progress:
         errors="replace",
     ) as pip:
         for line in pip.stdout or ():
-            tail.append(line.strip())
+            if line.strip():
+                tail.append(line.strip())
             if line.lstrip().startswith(_SHOWN):
                 progress(line.strip())
     if pip.returncode:

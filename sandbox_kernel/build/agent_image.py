@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandbox_kernel.build.agent import RECIPE, check_fit, prepare_agent
 from sandbox_kernel.build.agent_bytecode import Compiler
@@ -32,21 +32,26 @@ class _Python:
     path: str
     layers: Layers
     env: tuple[tuple[str, str], ...]
-    uid: int
-    gid: int
+    limits: JobLimits
 
     def run(self, argv: Sequence[str], binds: tuple[Bind, ...] = ()) -> bytes:
-        """Run it with these arguments; give its stdout. Raises ImageError if it fails."""
+        """Run it with these arguments; give its stdout.
+
+        Raises ImageError if it fails, LaunchError and HostError if no container can be made.
+        """
         streams = {"stdout": bytearray(), "stderr": bytearray()}
 
         def take(name: str, data: bytes) -> None:
             if len(streams[name]) <= MAX_BYTES:
                 streams[name] += data
 
-        program = Program((self.path, *argv), self.env, "/", self.uid, self.gid)
+        # As root, since it is the one user that every container has.
+        program = Program((self.path, *argv), self.env, "/")
         try:
-            ran = run(Job(program, self.layers, binds=binds, limits=LIMITS), take)
+            ran = run(Job(program, self.layers, binds=binds, limits=self.limits), take)
         except LaunchError as error:
+            if not error.step.startswith("exec"):  # it is the host that lacks something
+                raise
             raise ImageError(f"{self.path} does not start: {error.message}") from error
         if ran.succeeded:
             return bytes(streams["stdout"])
@@ -61,23 +66,31 @@ class _Python:
 
 
 def image_interpreter(
-    store: Store, image: StoredImage, reference: str, progress: Progress
+    store: Store,
+    image: StoredImage,
+    reference: str,
+    progress: Progress,
+    waived: frozenset[str] = frozenset(),
 ) -> Interpreter:
-    """Give the Python of an image and its agent, made if need be; raises ImageError.
+    """Give the Python of an image and its agent, made if need be.
 
-    The agent stays while the store is open.
+    The agent stays while the store is open. `waived` are limits that this host need not enforce.
+    Raises ImageError, HostError for a limit that it cannot, LaunchError without a container.
     """
+    limits = _limits(waived)
     layers = store.session_layers(image)
     view = View([f"{layers.folder}/{name}" for name in layers.names])
     path = find_python(reference, image.config, view)
-    account = cell_account(view, image.config.user)
-    env = tuple({"PATH": PATH, "HOME": account.home, **dict(image.config.env)}.items())
-    python = _Python(path, layers, env, account.uid, account.gid)
+    home = cell_account(view, image.config.user).home
+    env = tuple({"PATH": PATH, "HOME": home, **dict(image.config.env)}.items())
+    python = _Python(path, layers, env, limits)
     facts = _facts(store, image.image_id, reference, python)
-    compiler = _compiler(image.config, layers, view, path)
+    compiler = _compiler(image.config, layers, view, python)
     agent = prepare_agent(store, facts, progress, compiler)
     check_fit(reference, facts, agent)
-    return Interpreter(path, str(agent))
+    # Before 2.34 sem_open(3) looked for a tmpfs, and a folder of an overlay is none.
+    needs_tmpfs = facts.libc == "glibc" and facts.libc_version < (2, 34)
+    return Interpreter(path, str(agent), needs_tmpfs)
 
 
 def _facts(store: Store, image_id: str, reference: str, python: _Python) -> PythonFacts:
@@ -98,9 +111,9 @@ def _facts(store: Store, image_id: str, reference: str, python: _Python) -> Pyth
     return facts
 
 
-def _compiler(config: ImageConfig, layers: Layers, view: View, path: str) -> Compiler:
+def _compiler(config: ImageConfig, layers: Layers, view: View, python: _Python) -> Compiler:
     """Give the image's Python as its lowest layers have it: what others build on, they share."""
-    entry = view.find(path)
+    entry = view.find(python.path)
     assert entry is not None  # noqa: S101 - find_python has found it
     count = 1
     while count < len(layers.names):
@@ -110,5 +123,14 @@ def _compiler(config: ImageConfig, layers: Layers, view: View, path: str) -> Com
             break
         count += 1
     base = Layers(layers.folder, layers.names[:count])
-    python = _Python(entry.path, base, (("PATH", PATH), ("PYTHONHASHSEED", "0")), 0, 0)
-    return Compiler(chain_id(config.diff_ids[:count]), python.run)
+    env = (("PATH", PATH), ("PYTHONHASHSEED", "0"))
+    lowest = replace(python, path=entry.path, layers=base, env=env)
+    return Compiler(chain_id(config.diff_ids[:count]), lowest.run)
+
+
+def _limits(waived: frozenset[str]) -> JobLimits:
+    return replace(
+        LIMITS,
+        memory_bytes=None if "memory" in waived else LIMITS.memory_bytes,
+        processes=None if "processes" in waived else LIMITS.processes,
+    )

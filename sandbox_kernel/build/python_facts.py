@@ -26,6 +26,8 @@ MODULES = (
     " unicodedata uuid zlib"
 ).split()
 """Standard modules that IPython and the guest need, and that small builds are known to lack."""
+LIBRARY = "libstdc++.so.6"
+"""What ZeroMQ is linked to; wheels for musl bring it along."""
 REMEDY = "install a complete Python 3.9 or newer in it, or build on an image such as python:3-slim"
 
 _RELEASE = re.compile(r"(\d{1,3})\.(\d{1,4})(?:\.\S{0,40})?", re.ASCII)
@@ -62,6 +64,12 @@ for name in sys.argv[1].split(","):
         __import__(name)
     except Exception as error:
         lacks[name] = str(error)[:200]
+if libc()[0] == "glibc" and "ctypes" not in lacks:
+    import ctypes
+    try:
+        ctypes.CDLL(sys.argv[3])
+    except OSError as error:
+        lacks[sys.argv[3]] = str(error)[:200]
 print(json.dumps({
     "implementation": sys.implementation.name,
     "version": "%d.%d.%d" % sys.version_info[:3],
@@ -74,7 +82,7 @@ print(json.dumps({
     "packages": packages(sys.argv[2].split(",")),
 }))
 """
-"""Runs on any Python 3; its arguments are the modules to try and the packages to report."""
+"""Runs on any Python 3; its arguments are modules and a library to try, and packages to report."""
 
 RunPython = Callable[[Sequence[str]], bytes]
 """Runs the image's interpreter with these arguments, as a cell would run it; gives its stdout.
@@ -111,12 +119,15 @@ class PythonFacts:
 def ask_python(reference: str, run_python: RunPython) -> PythonFacts:
     """Ask an image's Python what it is; raises ImageError where it is of no use to us."""
     try:
-        answer = run_python(["-c", SCRIPT, ",".join(MODULES), ",".join(NAMES)])
+        answer = run_python(["-c", SCRIPT, ",".join(MODULES), ",".join(NAMES), LIBRARY])
     except ImageError as error:
         raise ImageError(
             f"the Python of image {reference!r} does not run: {error.message}", hint=REMEDY
         ) from error
-    return parse_facts(reference, answer)
+    try:
+        return parse_facts(reference, answer)
+    except ImageError as error:
+        raise ImageError(error.message, hint=error.hint or REMEDY) from None
 
 
 def parse_facts(reference: str, answer: bytes) -> PythonFacts:
@@ -133,7 +144,8 @@ def parse_facts(reference: str, answer: bytes) -> PythonFacts:
     lacks = fields.pairs("lacks")
     if lacks:
         names = ", ".join(name for name, _ in lacks)
-        raise _unusable(reference, f"lacks what cells need, {names}: {lacks[0][1]}")
+        hint = f"install {LIBRARY} in it (Debian: libstdc++6)" if names == LIBRARY else REMEDY
+        raise _unusable(reference, f"lacks what cells need, {names}: {lacks[0][1]}", hint)
     libc = fields.texts("libc")
     if len(libc) != 2 or libc[0] not in ("glibc", "musl"):
         raise _unusable(reference, "runs on a C library that is neither glibc nor musl")
@@ -160,8 +172,8 @@ def _check_kind(reference: str, fields: Fields) -> None:
         raise _unusable(reference, f"is for {machine[:100]!r}, and this machine is {ours}")
 
 
-def _unusable(reference: str, why: str) -> ImageError:
-    return ImageError(f"the Python of image {reference!r} {why}", hint=REMEDY)
+def _unusable(reference: str, why: str, hint: str = REMEDY) -> ImageError:
+    return ImageError(f"the Python of image {reference!r} {why}", hint=hint)
 
 
 def _packages(fields: Fields) -> tuple[Installed, ...]:

@@ -32,10 +32,11 @@ from sandbox_kernel.model import Bind, Image, Layers
 BUILD_IDS = 65536
 """Images name users up to nobody, 65534."""
 END_TIMEOUT_S = 60.0
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a path inside the container
 _FOLDERS = (
     ("/dev", 0o755, 0, 0),
     ("/dev/pts", 0o755, 0, 0),
-    ("/dev/shm", 0o1777, 0, 0),  # noqa: S108 - a path inside the container
+    (SHARED_MEMORY, 0o1777, 0, 0),
     ("/proc", 0o555, 0, 0),
 )
 
@@ -66,6 +67,8 @@ class Job:
     network: str = "none"
     """`none`, or `host` for the network of this machine."""
     binds: tuple[Bind, ...] = ()
+    tmpfs: tuple[tuple[str, int], ...] = ()
+    """Folders in memory: path, and size in bytes or 0 for no limit of its own."""
     machine: Image | None = None
     """This machine's image, where its folders are shown over the layers."""
     limits: JobLimits = field(default_factory=JobLimits)
@@ -133,13 +136,14 @@ def _start_message(
     binds = (*machine.binds, *names, *job.binds)
     shadowed = {path for path, _ in host.NAMES}
     folders = [*machine.folders, *_FOLDERS]
-    folders += [(path, 0o1777, 0, 0) for path, _ in job.program.tmpfs]
+    folders += [(path, 0o1777, 0, 0) for path, _ in job.tmpfs]
     return {
         "job": job.program.as_json(),
         "binds": [[bind.source, bind.target, bind.read_only] for bind in binds],
         "bound": [bind.target for bind in binds],
         "targets": [[bind.target, os.path.isdir(bind.source)] for bind in binds],
         "folders": [list(folder) for folder in folders],
+        "tmpfs": [[SHARED_MEMORY, 0], *map(list, job.tmpfs)],
         "files": [list(file) for file in machine.files if file[0] not in shadowed],
         "links": [list(link) for link in machine.links],
         "layers": list(job.layers.names),

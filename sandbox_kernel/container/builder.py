@@ -20,14 +20,16 @@ from sandbox_kernel.errors import LaunchError
 from sandbox_kernel.linux import libc
 
 
-def start(kernel_fd: int) -> socket.socket:
+def start(kernel_fd: int, *, not_ours: tuple[int, ...] = ()) -> socket.socket:
     """Fork the builder; return init's end of the channel that brings it its work.
 
-    `kernel_fd` is the builder's channel to the kernel.
+    `kernel_fd` is the builder's channel to the kernel, `not_ours` are descriptors of others.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if libc.fork() == 0:
         ours.close()
+        for fd in not_ours:
+            os.close(fd)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _serve(socket.socket(fileno=kernel_fd), theirs)

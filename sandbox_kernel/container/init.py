@@ -84,7 +84,8 @@ class Init:
         for fd in (self._sock.fileno(), self._wake, monitor_fd):
             self._poll.register(fd, select.POLLIN)
         link_fd, kernel_fd = packet.fds
-        self._builder = builder.start(kernel_fd)
+        # Held open by the builder, the link would not tell that the guest is gone.
+        self._builder = builder.start(kernel_fd, not_ours=(link_fd,))
         self._start_guest(link_fd, 0)
         packet.close()
         self._verbs: dict[str, Callable[[control.Packet], None]] = {

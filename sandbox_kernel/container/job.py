@@ -41,7 +41,6 @@ CAPABILITIES = (
 )
 NOT_STARTED = 127
 _BECOME = "become the user"
-TMPFS = (("/dev/shm", 0),)  # noqa: S108 - a path inside the container
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,6 @@ class Program:
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
-    tmpfs: tuple[tuple[str, int], ...] = ()
-    """Folders in memory: path, and size in bytes or 0 for no limit of its own."""
     epoch_s: int | None = None
     """Pack what it wrote, with no file newer than this; None for a program whose files go."""
 
@@ -67,7 +64,7 @@ class Program:
     def from_json(cls, body: dict[str, Any]) -> Program:
         """Make one of such an object."""
         env = tuple((str(name), str(value)) for name, value in body["env"])
-        lists = {name: tuple(body[name]) for name in ("argv", "groups", "tmpfs")}
+        lists = {name: tuple(body[name]) for name in ("argv", "groups")}
         return cls(**{**body, **lists, "env": env})
 
 
@@ -84,7 +81,7 @@ def perform(sock: socket.socket, packet: control.Packet, monitor_fd: int) -> NoR
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     pid = libc.fork()
     if pid == 0:
-        spec = layers.Layers(packet.body).next_root(0, tmpfs=(*TMPFS, *program.tmpfs))
+        spec = layers.Layers(packet.body).next_root(0)
         _become(socket.socket(fileno=caller_fd), packet.body, spec, (stdout, stderr))
     for fd in (stdout, stderr, caller_fd):
         os.close(fd)

@@ -25,6 +25,7 @@ class Layers:
         self._targets = tuple(path for path, _ in body["targets"] if path in set(body["bound"]))
         self._image_layers = len(body["layers"])
         self._cell = (body["cell_uid"], body["cell_gid"])
+        self._tmpfs = tuple((path, size_bytes) for path, size_bytes in body["tmpfs"])
         self._mode = body["workspace_mode"] if body["workspace"] else "none"
         self._root: tuple[int, ...] = ()
         self._workspace: tuple[int, ...] = ()
@@ -33,8 +34,8 @@ class Layers:
         self._masked_files = tuple(n for n in masked if n not in self._masked_folders)
         self._read_only = tuple(n for n in plan.READ_ONLY if os.path.lexists(f"/p/{n}"))
 
-    def next_root(self, layer: int, *, tmpfs: tuple[tuple[str, int], ...] = ()) -> plan.RootSpec:
-        """Give what the root of cell `layer` is made of, as of now; `tmpfs` are folders."""
+    def next_root(self, layer: int) -> plan.RootSpec:
+        """Give what the root of cell `layer` is made of, as of now."""
         return plan.RootSpec(
             layer=layer,
             root_layers=self._root,
@@ -46,7 +47,7 @@ class Layers:
             masked_files=self._masked_files,
             masked_folders=self._masked_folders,
             read_only=self._read_only,
-            tmpfs=tmpfs,
+            tmpfs=self._tmpfs,
         )
 
     def commit(self, layer: int) -> bool:

@@ -43,10 +43,7 @@ def main(link_fd: int, cell: tuple[int, int], head: tuple[int, int]) -> NoReturn
     sys.argv = [""]
     hold_interrupts()
     link = Link(socket.socket(fileno=link_fd))
-    from sandbox_kernel.guest.shell import Requests, make_kernel
-
-    requests = Requests(make_kernel(link))
-    requests.warm()
+    requests = _make_requests(link)
     libc.flush_c_streams(by_line=True)
     gc.collect()
     # A collection would write to every object from here, and every fork would copy the pages.
@@ -58,6 +55,19 @@ def main(link_fd: int, cell: tuple[int, int], head: tuple[int, int]) -> NoReturn
     guest = Guest(link, requests, cell, head)
     link.send({"op": "parked", "threads": threads.quiesce()})
     guest.serve()
+
+
+def _make_requests(link: Link) -> Any:
+    """Load IPython and what goes with it; what keeps them from it is for the user to read."""
+    try:
+        from sandbox_kernel.guest.shell import Requests, make_kernel
+
+        requests = Requests(make_kernel(link))
+        requests.warm()
+    except Exception as error:
+        link.send({"op": "unable", "cause": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    return requests
 
 
 class Guest:

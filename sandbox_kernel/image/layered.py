@@ -38,6 +38,8 @@ class Interpreter:
 
     path: str
     agent: str = ""
+    needs_tmpfs: bool = False
+    """Whether its C library makes semaphores only in a /dev/shm that is a tmpfs."""
 
 
 def layered_image(
@@ -56,6 +58,7 @@ def layered_image(
         layers=layers,
         files=(*_tables(view, account), *host.NAMES),
         folders=tuple(folders),
+        tmpfs=("/dev/shm",) if interpreter.needs_tmpfs else (),  # noqa: S108 - inside
         python=(interpreter.path,),
         env=_environment(config, account),
         home=account.home,

@@ -17,12 +17,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sandbox_kernel.errors import GuestGone, ProtocolError
+from sandbox_kernel.errors import GuestGone, LaunchError, ProtocolError
 from sandbox_kernel.guest.wire import Decoder, Frame, WireError, encode
 
 _CREDENTIALS = struct.Struct("3i")
 _READ_BYTES = 1 << 20
 _READS_PER_TURN = 8
+_CAUSE_CHARACTERS = 500
 """How many reads one guest gets before the loop looks at others: a flood must not starve them."""
 
 
@@ -110,6 +111,9 @@ class GuestLink:
             finally:
                 self._waiter = None
         frame = self._inbox.popleft()
+        if frame.op == "unable":
+            cause = str(frame.body.get("cause"))[:_CAUSE_CHARACTERS]
+            raise LaunchError("start the guest", cause)
         if frame.op != op:
             raise ProtocolError(f"a guest said {frame.op[:40]!r} where {op!r} was due")
         return frame

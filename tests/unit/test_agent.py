@@ -27,6 +27,7 @@ from sandbox_kernel.build.agent_files import (
 from sandbox_kernel.build.agent_packages import Installed, closure, markers
 from sandbox_kernel.build.agent_platform import platforms
 from sandbox_kernel.build.python_facts import (
+    LIBRARY,
     MODULES,
     SCRIPT,
     PythonFacts,
@@ -75,7 +76,7 @@ def test_the_script_says_of_this_python_what_we_know_of_it() -> None:
 
 
 def test_a_module_that_does_not_load_is_named() -> None:
-    said = run_here(["-c", SCRIPT, "json,no_such_module", ""])
+    said = run_here(["-c", SCRIPT, "json,no_such_module", "", LIBRARY])
     with pytest.raises(ImageError, match=r"lacks what cells need, no_such_module: No module named"):
         parse_facts("x", said)
 
@@ -103,6 +104,15 @@ def test_a_python_of_no_use_is_named_with_the_remedy(changes: dict[str, Any], wo
     assert words in caught.value.message
     assert "'corp/base'" in caught.value.message
     assert "python:3-slim" in caught.value.hint
+
+
+def test_a_library_that_is_missing_has_a_remedy_of_its_own() -> None:
+    said = run_here(["-c", SCRIPT, "json", "", "libnowhere.so.1"])
+    with pytest.raises(ImageError, match=r"libnowhere.so.1: libnowhere.so.1: cannot open shared"):
+        parse_facts("x", said)
+    with pytest.raises(ImageError) as caught:
+        parse_facts("x", answer(lacks={LIBRARY: "cannot open"}))
+    assert caught.value.hint == f"install {LIBRARY} in it (Debian: libstdc++6)"
 
 
 @pytest.mark.parametrize(
