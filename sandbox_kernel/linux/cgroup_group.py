@@ -127,6 +127,7 @@ class Cgroup:
         """Close the fds; the group itself stays."""
         if self._open:
             self._open = False
+            self._limits.retire()
             for node in self._nodes:
                 os.close(node.fd)
 
@@ -374,4 +375,3 @@ class Cgroup:
             except OSError as error:
                 hint = f"processes {self.processes()} are inside: kill the group first"
                 raise failure("remove", node, error, hint) from error
-        self._limits.calm()

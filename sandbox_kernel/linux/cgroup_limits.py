@@ -41,6 +41,7 @@ class GroupLimits:
         self._io: tuple[int, tuple[Device, ...]] | None = None
         self._hurried: set[GroupLimits] = set()
         """Those inside that are about to end."""
+        self._retired = False
 
     def memory(self, limit_bytes: int, *, oom_group: bool) -> None:
         """Limit memory, with no swap beyond; with `oom_group` an OOM takes all processes (v2)."""
@@ -97,7 +98,7 @@ class GroupLimits:
         self._io = bytes_per_s, tuple(devices)
 
     def hurry(self) -> None:
-        """Let the group's disk traffic go, since it is about to end; that above until `calm`.
+        """Let the group's disk traffic go, since it is about to end; that above until `retire`.
 
         Neither SIGKILL nor the freezer gets past a direct read or write that is under way.
         """
@@ -111,19 +112,22 @@ class GroupLimits:
     def make_way(self, inner: GroupLimits) -> None:
         """Lift the limit of disk traffic, for a group inside that is about to end."""
         self._hurried.add(inner)
-        if self._roles.io is not None:
+        if self._roles.io is not None and not self._retired:
             node = self._nodes[self._roles.io]
             self._lift(node, node.fd, inside=False)
 
-    def calm(self) -> None:
-        """Let the group above set its limit again, now that this one is gone."""
+    def retire(self) -> None:
+        """Write nothing any more, since descriptors are closed; the group above is slow again."""
+        self._retired = True
         if self._above is not None:
             self._above.close_up(self)
 
     def close_up(self, inner: GroupLimits) -> None:
         """Set the limit of disk traffic again if no group inside is about to end any more."""
+        if inner not in self._hurried:
+            return
         self._hurried.discard(inner)
-        if self._io is not None and not self._hurried:
+        if self._io is not None and not self._hurried and not self._retired:
             # Removed, or made read-only: then the next limit that is set fails, and says so.
             with contextlib.suppress(HostError):
                 self.io(*self._io)

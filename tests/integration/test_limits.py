@@ -17,7 +17,16 @@ from sandbox_kernel.linux.cgroup import CgroupTree
 from sandbox_kernel.model import Outcome, Stream
 from tests.conftest import capabilities
 from tests.integration import leaks
-from tests.integration.driver import DEFAULTS, GRACE_S, Driver, Ran, assert_quiet, start, stop
+from tests.integration.driver import (
+    DEFAULTS,
+    GRACE_S,
+    Driver,
+    Ran,
+    Shared,
+    assert_quiet,
+    start,
+    stop,
+)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -336,8 +345,11 @@ is_v2 = CgroupTree.detect().layout == "v2"
 
 
 @asynccontextmanager
-async def slow(folder: Path, mib_per_s: int, **changes: Any) -> AsyncIterator[Driver]:
+async def slow(
+    shared: Shared, folder: Path, mib_per_s: int, **changes: Any
+) -> AsyncIterator[Driver]:
     """Give a session whose cells may read and write so much; `folder` has a file of 24 MiB."""
+    await shared.end()  # what it builds ahead would look like a leak
     (folder / "big").write_bytes(bytes(BIG_MIB * MIB))
     before = leaks.Snapshot()
     limits = replace(DEFAULTS, io_bytes_per_s=mib_per_s * MIB)
@@ -387,8 +399,8 @@ async def watched(driver: Driver, kind: str, code: str, **limits: Any) -> tuple[
 
 
 @pytest.mark.needs("io")
-async def test_reads_are_slowed_down(tmp_path: Path) -> None:
-    async with slow(tmp_path, 1000) as box:
+async def test_reads_are_slowed_down(shared: Shared, tmp_path: Path) -> None:
+    async with slow(shared, tmp_path, 1000) as box:
         await box.ok(UNIT)
         ran, read_mib = await watched(box, "r", "read('/workspace/big')")
         assert ran.text() == "." * BIG_MIB
@@ -402,8 +414,8 @@ async def test_reads_are_slowed_down(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("io")
-async def test_io_is_set_on_every_group_of_cells(tmp_path: Path) -> None:
-    async with slow(tmp_path, 50) as box:
+async def test_io_is_set_on_every_group_of_cells(shared: Shared, tmp_path: Path) -> None:
+    async with slow(shared, tmp_path, 50) as box:
         await box.session.ready()
         await box.ok("1")
         found: dict[str, str] = {}
@@ -420,9 +432,9 @@ async def test_io_is_set_on_every_group_of_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("io")
-async def test_a_killed_cell_does_not_wait_for_its_disk(tmp_path: Path) -> None:
+async def test_a_killed_cell_does_not_wait_for_its_disk(shared: Shared, tmp_path: Path) -> None:
     """A direct read of the whole file at once cannot be interrupted, and would take 24 s."""
-    async with slow(tmp_path, 1) as box:
+    async with slow(shared, tmp_path, 1) as box:
         await box.ok(
             "import mmap, os\nfd = os.open('/workspace/big', os.O_RDONLY | os.O_DIRECT)\n"
             f"def read_all(): os.readv(fd, [mmap.mmap(-1, {BIG_MIB * MIB})])"
@@ -437,8 +449,10 @@ async def test_a_killed_cell_does_not_wait_for_its_disk(tmp_path: Path) -> None:
 
 @pytest.mark.needs("io")
 @pytest.mark.skipif(not is_v2, reason="only v2 knows who has written what is in the page cache")
-async def test_writes_to_the_notebooks_folder_are_slowed_down(tmp_path: Path) -> None:
-    async with slow(tmp_path, 2, workspace_mode="rw") as box:
+async def test_writes_to_the_notebooks_folder_are_slowed_down(
+    shared: Shared, tmp_path: Path
+) -> None:
+    async with slow(shared, tmp_path, 2, workspace_mode="rw") as box:
         await box.ok(UNIT)
         (session,) = {Path(path) for path in box.cgroups if (Path(path) / "io.max").exists()}
         bound = (session / "io.max").read_text()
@@ -455,21 +469,23 @@ async def test_writes_to_the_notebooks_folder_are_slowed_down(tmp_path: Path) ->
 
 @pytest.mark.needs("io")
 @pytest.mark.skipif(is_v2, reason="here it is")
-async def test_writes_that_cannot_be_slowed_down_are_refused(tmp_path: Path) -> None:
+async def test_writes_that_cannot_be_slowed_down_are_refused(
+    shared: Shared, tmp_path: Path
+) -> None:
     with pytest.raises(HostError, match=r"cannot limit io with workspace=rw: .*--waive io"):
-        async with slow(tmp_path, 1, workspace_mode="rw"):
+        async with slow(shared, tmp_path, 1, workspace_mode="rw"):
             pass
     waived = frozenset({"io"})
-    async with slow(tmp_path, 1, workspace_mode="rw", waived=waived) as box:
+    async with slow(shared, tmp_path, 1, workspace_mode="rw", waived=waived) as box:
         assert await box.value("6 * 7") == 42
 
 
-async def test_io_that_cannot_be_limited_is_refused(tmp_path: Path) -> None:
+async def test_io_that_cannot_be_limited_is_refused(shared: Shared, tmp_path: Path) -> None:
     why = capabilities()["io"]
     if not why:
         pytest.skip("here it is")
     with pytest.raises(HostError) as caught:
-        async with slow(tmp_path, 1):
+        async with slow(shared, tmp_path, 1):
             pass
     assert str(caught.value).startswith("cannot limit io: ")
     assert why in str(caught.value)

@@ -162,6 +162,7 @@ def test_a_group_that_is_killed_is_not_slowed_down(session: Cgroup) -> None:
         assert (bound(cell), bound(session)) == ("", "")
         assert str(RATE) in bound(other)
         cell.remove()
+        cell.close()
         assert bound(session) == above
 
 
@@ -170,12 +171,22 @@ def test_a_limit_above_waits_for_the_last_that_is_killed(session: Cgroup) -> Non
     first, second = session.child("first"), session.child("second")
     for group in (first, second):
         group.kill()
-    first.remove()
+        group.remove()
+    first.close()
     assert bound(session) == ""
-    second.remove()
+    second.close()
     assert str(RATE) in bound(session)
-    for group in (first, second):
-        group.close()
+
+
+def test_a_group_that_ends_after_its_session_leaves_it_alone(session: Cgroup) -> None:
+    """Descriptors of a session that is closed may be another's by then."""
+    session.limit(io_bytes_per_s=RATE, devices=(DISK,))
+    above, cell = bound(session), session.child("cell")
+    session.close()
+    cell.kill()
+    assert bound(session) == above
+    cell.remove()
+    cell.close()
 
 
 def test_what_is_frozen_or_killed_with_its_session_is_not_slowed_down(session: Cgroup) -> None:
