@@ -65,12 +65,17 @@ class _Python:
         raise ImageError(f"{self.path}: {why}")
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """An image of the store by the name that it was asked for, and its layers."""
+
+    reference: str
+    stored: StoredImage
+    layers: Layers
+
+
 def image_interpreter(
-    store: Store,
-    image: StoredImage,
-    reference: str,
-    progress: Progress,
-    waived: frozenset[str] = frozenset(),
+    store: Store, image: Unpacked, progress: Progress, waived: frozenset[str] = frozenset()
 ) -> Interpreter:
     """Give the Python of an image and its agent, made if need be.
 
@@ -78,14 +83,14 @@ def image_interpreter(
     Raises ImageError, HostError for a limit that it cannot, LaunchError without a container.
     """
     limits = _limits(waived)
-    layers = store.session_layers(image)
+    layers, config, reference = image.layers, image.stored.config, image.reference
     view = View([f"{layers.folder}/{name}" for name in layers.names])
-    path = find_python(reference, image.config, view)
-    home = cell_account(view, image.config.user).home
-    env = tuple({"PATH": PATH, "HOME": home, **dict(image.config.env)}.items())
+    path = find_python(reference, config, view)
+    home = cell_account(view, config.user).home
+    env = tuple({"PATH": PATH, "HOME": home, **dict(config.env)}.items())
     python = _Python(path, layers, env, limits)
-    facts = _facts(store, image.image_id, reference, python)
-    compiler = _compiler(image.config, layers, view, python)
+    facts = _facts(store, image.stored.image_id, reference, python)
+    compiler = _compiler(config, layers, view, python)
     agent = prepare_agent(store, facts, progress, compiler)
     check_fit(reference, facts, agent)
     # Before 2.34 sem_open(3) looked for a tmpfs, and a folder of an overlay is none.

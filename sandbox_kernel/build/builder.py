@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from sandbox_kernel.build import config as transitions
@@ -19,6 +19,7 @@ from sandbox_kernel.build.files import FileSteps, Work
 from sandbox_kernel.build.layer import Layer
 from sandbox_kernel.build.lint import check, undefined_variables
 from sandbox_kernel.build.options import BuildOptions
+from sandbox_kernel.build.place import Place
 from sandbox_kernel.build.resolve import Resolved, resolve
 from sandbox_kernel.build.run_step import RunStep, key_parts, perform
 from sandbox_kernel.build.shown import RunMounts
@@ -107,7 +108,7 @@ class _Build:
 
     def _build_stage(self, stage: Stage) -> StageBuild:
         begun_s = self._begin_step(stage, stage.begin.place.text)
-        with stage.begin.place.blamed():
+        with _blamed(stage.begin.place):
             built = self._begun(stage, stage.origin)
         self._end_step(begun_s, cached=True)
         if (triggers := built.state.triggers) and stage.index not in self._triggered:
@@ -117,7 +118,7 @@ class _Build:
             for needed in sorted(self._plan.needs(stage) - self._done.keys()):
                 self._done[needed] = self._build_stage(self._plan.stages[needed])
         for instruction in stage.instructions:
-            with instruction.place.blamed():
+            with _blamed(instruction.place):
                 self._perform(stage, built, instruction)
         return built
 
@@ -154,7 +155,7 @@ class _Build:
             with ExitStack() as stack:
                 work = self._work(stage, built, found, stack)
                 hit = self._hit(step, work.key)
-                cached, layer = hit is not None, hit.layer if hit else self._make(work)
+                cached, layer = hit is not None, hit.layer if hit else self._make(work, built)
             built.key = work.key.digest
             self._last.note(step, work.key)
         built.add(layer, self._created, instruction.place.text.strip())
@@ -166,13 +167,13 @@ class _Build:
         if not isinstance(run, ins.Run):
             return self._files.work(stage, built, found, stack)
         machine = host.host_image() if built.on_host else None
-        step = RunStep(run, found.mounts, built.state, machine)
+        step = RunStep(run, found.mounts, built.state, self._options, machine)
         needs = self._mounts.depend(run, found.mounts, stage)
-        key = Key(built.key, (*key_parts(step, self._options), *needs.parts), needs.files)
+        key = Key(built.key, (*key_parts(step), *needs.parts), needs.files)
 
         def make() -> Layer | None:
             shown = self._mounts.show(run, found.mounts, stage, stack)
-            return perform(step, built.mounted(), self._store, self._options, shown, output)
+            return perform(step, built.mounted(), self._store, shown, output)
 
         def output(stream: str, data: bytes) -> None:
             self._tell(StepOutput(stream, data))
@@ -191,15 +192,11 @@ class _Build:
             self._tell(StepMissed(reason or "its record was pruned"))
         return hit
 
-    def _make(self, work: Work) -> Layer | None:
-        try:
-            layer = work.make()
-        except BuildError:
-            raise
-        except LaunchError as error:
-            raise BuildError(str(error.message), hint=error.hint) from error
-        except ImageError as error:
-            raise BuildError(error.message, hint=error.hint) from error
+    def _make(self, work: Work, below: StageBuild) -> Layer | None:
+        layer = work.make()
+        # Unpacked now: a layer that cannot be is the fault of this step, and not of the next.
+        if layer is not None:
+            below.ensure(layer)
         self._cache.put(work.key, layer)
         return layer
 
@@ -244,3 +241,15 @@ def _step(stage: Stage, instruction: ins.Instruction) -> Step:
 
 def _text(instruction: ins.Instruction) -> str:
     return " ".join(instruction.place.text.split())
+
+
+@contextmanager
+def _blamed(place: Place) -> Iterator[None]:
+    """Give what goes wrong with an image or a container inside the place of an instruction."""
+    with place.blamed():
+        try:
+            yield
+        except BuildError:
+            raise
+        except (ImageError, LaunchError) as error:
+            raise BuildError(error.message, hint=error.hint) from error

@@ -17,6 +17,7 @@ from sandbox_kernel.image.documents import Descriptor
 from sandbox_kernel.image.fields import Fields
 from sandbox_kernel.image.media import check_digest, digest_of
 from sandbox_kernel.image.store import Store
+from sandbox_kernel.model import Json
 
 FORMAT = 1
 """Goes up when the same parts would give another layer than before."""
@@ -58,7 +59,7 @@ class BuildCache:
         record = self._store.records.get(key.digest)
         if record is None:
             return None
-        if not record.digests:
+        if record.value.get("changed") is False:
             return Hit(None)
         try:
             fields = Fields(record.value, "a record of the build cache")
@@ -74,5 +75,7 @@ class BuildCache:
 
     def put(self, key: Key, layer: Layer | None) -> None:
         """Keep what a step made."""
-        value = {"digests": [layer.blob.digest], **layer.as_json()} if layer else {"digests": []}
+        value: Json = {"digests": [], "changed": False}
+        if layer is not None:
+            value = {"digests": [layer.blob.digest], "changed": True, **layer.as_json()}
         self._store.records.put(key.digest, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,11 @@ SHOWN_FILES = 5
 KEPT_FILES = 10_000
 """Above this, single files are not remembered."""
 SHOWN_CHARACTERS = 80
+
+NEVER = "there is no record of a build of it"
+_AFTER = "it comes after a change"
+_GONE = "it no longer comes after"
+_BASE = "its base image has changed"
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class LastBuild:
         record = store.records.get(self._record, used=False)
         self._stages = _read(record.value.get("stages") if record else None)
         self._changes: dict[str, str] = {}
-        """By the key of a step: the first change in what it is built on, itself included."""
+        """By the key of a step: why those built on it are not what they were."""
 
     def close(self) -> None:
         """Write the steps of this build; those that it did not reach stay as they were."""
@@ -73,8 +78,8 @@ class LastBuild:
         """
         stage = self._stages.setdefault(step.stage, _Stage())
         reason = self._reason(stage, step, key)
-        if change := self._changes.get(key.parent) or (reason and step.text):
-            self._changes[key.digest] = change
+        if reason:
+            self._changes[key.digest] = _inherited(reason, step)
         return reason
 
     def note(self, step: Step, key: Key) -> None:
@@ -90,7 +95,7 @@ class LastBuild:
 
     def _reason(self, stage: _Stage, step: Step, key: Key) -> str:
         if not stage.before:
-            return "it was never built here"
+            return NEVER
         at = stage.counterpart(step.text)
         if at is None:
             old = stage.before[stage.at]["text"] if stage.at < len(stage.before) else ""
@@ -100,13 +105,21 @@ class LastBuild:
         before = stage.before[at]
         if before["parent"] == key.parent:
             return difference(before["parts"], before["files"], key)
-        if change := self._changes.get(key.parent):
-            return f"it comes after a change: {_short(change)}"
-        texts = [one["text"] for one in stage.now]
-        gone = next((one["text"] for one in stage.before[:at] if one["text"] not in texts), None)
-        if gone is not None:
-            return f"it no longer comes after: {_short(gone)}"
-        return "its base image has changed"
+        return self._changes.get(key.parent) or _moved(stage, at)
+
+
+def _moved(stage: _Stage, at: int) -> str:
+    """Give why a step has another parent, though nothing below it is new or has changed."""
+    texts = [one["text"] for one in stage.now]
+    gone = next((one["text"] for one in stage.before[:at] if one["text"] not in texts), None)
+    return _BASE if gone is None else f"{_GONE}: {_short(gone)}"
+
+
+def _inherited(reason: str, step: Step) -> str:
+    """Give the reason of those behind a step that is not in the cache for `reason`."""
+    if reason.startswith((NEVER, _AFTER, _GONE, _BASE)):
+        return reason
+    return f"{_AFTER}: {_short(step.text)}"
 
 
 def difference(parts: Mapping[str, str], files: Mapping[str, str], key: Key) -> str:

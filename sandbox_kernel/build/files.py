@@ -52,9 +52,8 @@ class FileSteps:
     def work(self, stage: Stage, built: StageBuild, found: Resolved, stack: ExitStack) -> Work:
         """Give what a COPY, ADD or WORKDIR does; raises BuildError."""
         instruction = found.instruction
-        if isinstance(instruction, ins.Workdir):
+        if not isinstance(instruction, ins.Copy | ins.Add):
             return self._workdir(built)
-        assert isinstance(instruction, ins.Copy | ins.Add)
         name = instruction.stage if isinstance(instruction, ins.Copy) else ""
         # Names of owners are looked up in the image, which has to be unpacked for it.
         view = built.view() if instruction.chown else View(())

@@ -85,6 +85,8 @@ class Ran:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_memory_bytes: int | None = None
+    fork_denials: int = 0
+    """How often the limit of processes refused one."""
 
     @property
     def succeeded(self) -> bool:
@@ -123,6 +125,7 @@ def _names(folder: Path, network: str) -> tuple[Bind, ...]:
     for path, text in host.NAMES:
         file = folder / path.rpartition("/")[2]
         file.write_text(text)
+        file.chmod(0o644)
         binds.append(Bind(str(file), path))
     if network == "host":
         binds = [Bind(os.path.realpath(path), path) for path, _ in host.NAMES]
@@ -218,6 +221,7 @@ class _Watch:
             wall_s=time.monotonic() - began_s,
             cpu_s=usage.cpu_s,
             peak_memory_bytes=usage.peak_memory_bytes,
+            fork_denials=usage.fork_denials,
         )
 
     def _start(self, body: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -225,7 +229,8 @@ class _Watch:
             fds = []
             for stream in ("stdout", "stderr"):
                 ours_fd, theirs_fd = os.pipe()
-                self._watch(open(ours_fd, "rb", buffering=0), _for_stream(self, stream))
+                pipe = self._stack.enter_context(open(ours_fd, "rb", buffering=0))
+                self._watch(pipe, _for_stream(self, stream))
                 theirs.callback(os.close, theirs_fd)
                 fds.append(theirs_fd)
             caller, caller_theirs = control.pair()
@@ -292,7 +297,7 @@ class _Watch:
         try:
             if self._take_layer is not None:
                 self._take_layer(tar)
-        except BaseException as error:  # told by the thread that waits for this one
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for this
             self._taking_failed.append(error)
             while tar.read(1 << 20):  # or init would wait for ever
                 pass

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandbox_kernel.build import instructions as ins
@@ -34,7 +34,7 @@ from sandbox_kernel.units import format_duration, format_size
 # What programs say that look for a host and have no network.
 _NO_NETWORK = re.compile(
     rb"name resolution|could not resolve|network is unreachable|getaddrinfo|newconnectionerror"
-    rb"|temporary failure resolving|name or service not known|unable to resolve",
+    rb"|temporary failure resolving|name or service not known|unable to resolve|bad address",
     re.IGNORECASE,
 )
 _TAIL_BYTES = 16384
@@ -47,7 +47,8 @@ class RunStep:
     instruction: ins.Run
     mounts: tuple[Mount, ...]
     state: StageState
-    machine: Image | None
+    options: BuildOptions
+    machine: Image | None = None
     """This machine's image, in a build FROM host."""
 
     @property
@@ -55,22 +56,22 @@ class RunStep:
         """What it starts."""
         return process(self.instruction, self.state.config)
 
-    def network(self, options: BuildOptions) -> str:
+    @property
+    def network(self) -> str:
         """Give the network that it has; raises BuildError for more than the build has."""
         wanted = self.instruction.network
-        if wanted == "host" and options.network != "host":
+        if wanted == "host" and self.options.network != "host":
             raise BuildError(
                 "RUN --network=host in a build without network",
                 hint="allow it: build --network host",
             )
-        return options.network if wanted == "default" else wanted
+        return self.options.network if wanted == "default" else wanted
 
 
 def perform(
     step: RunStep,
     layers: Layers,
     store: Store,
-    options: BuildOptions,
     shown: Shown,
     tell: Callable[[str, bytes], None],
 ) -> Layer | None:
@@ -88,7 +89,7 @@ def perform(
             path = stack.enter_context(store.scratch())
             _write_script(path, script.text)
             shown.binds.append(Bind(str(path), f"{SCRIPT_FOLDER}/{script.name}"))
-        job = _job(step, layers, options, shown)
+        job = _job(step, layers, shown)
         ran = run(job, output, lambda tar: found.append(layer_of_tar(store, tar)))
     if not ran.succeeded:
         raise _failed(step, job, ran, bytes(tail))
@@ -100,39 +101,40 @@ def _write_script(path: Path, text: str) -> None:
     os.chmod(path, 0o500)
 
 
-def _job(step: RunStep, layers: Layers, options: BuildOptions, shown: Shown) -> Job:
+def _job(step: RunStep, layers: Layers, shown: Shown) -> Job:
     config = step.state.config
     view = View([f"{layers.folder}/{name}" for name in layers.names])
     account = find_account(view, config.user) if config.user else find_account(view, "0")
     program = Program(
         argv=step.process.argv,
-        env=_environment(step.state, options, account, tuple(shown.env)),
+        env=_environment(step, account, tuple(shown.env)),
         cwd=config.working_dir or "/",
         uid=account.uid,
         gid=account.gid,
         groups=account.groups,
-        tmpfs=tuple(shown.tmpfs),
-        epoch_s=options.epoch_s,
+        epoch_s=step.options.epoch_s,
     )
     return Job(
         program,
         layers,
-        network=step.network(options),
-        binds=tuple(shown.binds),
+        network=step.network,
+        # A mount point at a link of the image would hide the link, /lib of Debian's for one.
+        binds=tuple(replace(bind, target=view.resolve(bind.target)) for bind in shown.binds),
+        tmpfs=tuple((view.resolve(path), size_bytes) for path, size_bytes in shown.tmpfs),
         machine=step.machine,
-        limits=options.limits,
+        limits=step.options.limits,
     )
 
 
 def _environment(
-    state: StageState, options: BuildOptions, account: Account, secrets: tuple[tuple[str, str], ...]
+    step: RunStep, account: Account, secrets: tuple[tuple[str, str], ...]
 ) -> tuple[tuple[str, str], ...]:
     env = {
         "HOME": account.home or "/",
         # Python then writes .pyc files that are valid whatever time their source has.
-        "SOURCE_DATE_EPOCH": str(options.epoch_s),
-        **dict(proxy_environment(options.arguments)),
-        **state.variables,
+        "SOURCE_DATE_EPOCH": str(step.options.epoch_s),
+        **dict(proxy_environment(step.options.arguments)),
+        **step.state.variables,
         **dict(secrets),
     }
     return tuple(env.items())
@@ -152,25 +154,33 @@ def _failed(step: RunStep, job: Job, ran: Ran, tail: bytes) -> BuildError:
         time = format_duration(limits.wall_time_s)
         return BuildError(f"{command!r} took longer than {time}", hint="build --wall-time TIME")
     how = f"exit code: {ran.code}" if ran.signal is None else f"signal {ran.signal}"
-    hint = ""
-    if job.network == "none" and _NO_NETWORK.search(tail):
-        hint = "this step had no network: build --network host gives it one"
-    elif b"No space left on device" in tail:
-        hint = f"a step may write {format_size(limits.disk_bytes)}: build --disk SIZE"
+    hint = _hint(job, ran, tail)
     return BuildError(f"{command!r} did not complete successfully: {how}", hint=hint)
 
 
-def key_parts(step: RunStep, options: BuildOptions) -> tuple[tuple[str, str], ...]:
+def _hint(job: Job, ran: Ran, tail: bytes) -> str:
+    """Tell whether a program has met a limit that let it go on: by counters, else its words."""
+    limits = job.limits
+    if job.network == "none" and _NO_NETWORK.search(tail):
+        return "this step had no network: build --network host gives it one"
+    if b"No space left on device" in tail:
+        return f"a step may write {format_size(limits.disk_bytes)}: build --disk SIZE"
+    if ran.fork_denials:
+        return f"a step may have {limits.processes} processes: build --processes NUMBER"
+    return ""
+
+
+def key_parts(step: RunStep) -> tuple[tuple[str, str], ...]:
     """Give what a RUN depends on beside the step before; limits are no part of it."""
     config, found = step.state.config, step.process
     values = {
         "command": shlex.join(found.argv),
         "script": found.script.text if found.script else "",
-        "environment": "\0".join(f"{k}={v}" for k, v in step.state.env),
+        "environment": "\0".join(f"{k}={v}" for k, v in sorted(step.state.env)),
         "user": config.user,
         "working directory": config.working_dir,
-        "network": step.network(options),
+        "network": step.network,
         "list of mounts": as_written(step.mounts),
-        "epoch": str(options.epoch_s),
+        "epoch": str(step.options.epoch_s),
     }
     return tuple(values.items())

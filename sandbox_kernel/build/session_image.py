@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sandbox_kernel.build.agent_download import Progress
-from sandbox_kernel.build.agent_image import image_interpreter
+from sandbox_kernel.build.agent_image import Unpacked, image_interpreter
 from sandbox_kernel.image import host
-from sandbox_kernel.image.layered import cell_account, layered_image, working_dir
 from sandbox_kernel.image.layer_reader import LayerProgress
+from sandbox_kernel.image.layered import cell_account, layered_image, working_dir
 from sandbox_kernel.image.store import Store
 from sandbox_kernel.image.stored_image import StoredImage
 from sandbox_kernel.image.view import View
@@ -21,12 +21,16 @@ def _unheard(_: str) -> None:
 
 
 def session_image(
-    reference: str, tell: Progress = _unheard, progress: LayerProgress | None = None
+    reference: str,
+    tell: Progress = _unheard,
+    progress: LayerProgress | None = None,
+    waived: frozenset[str] = frozenset(),
 ) -> Image:
     """Give the plan of an image, unpacked and with its agent; raises ImageError.
 
-    `tell` hears what an agent is made of, `progress` how far the layers are. What the plan names
-    may be pruned until a session has leased it.
+    `tell` hears what an agent is made of, `progress` how far the layers are; `waived` are limits
+    that this host need not enforce. What the plan names may be pruned until a session has leased
+    it.
     """
     if reference == host.REFERENCE:
         return host.host_image()
@@ -37,7 +41,8 @@ def session_image(
         if dict(stored.config.labels).get(host.LABEL) == "true":
             image = _on_host(reference, stored, layers)
         else:
-            interpreter = image_interpreter(store, stored, reference, tell)
+            unpacked = Unpacked(reference, stored, layers)
+            interpreter = image_interpreter(store, unpacked, tell, waived)
             if interpreter.agent:
                 leased.append(f"sha256:{Path(interpreter.agent).parent.name}")
             image = layered_image(reference, stored.config, layers, interpreter)

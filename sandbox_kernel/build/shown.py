@@ -99,13 +99,21 @@ class RunMounts:
                 "--mount=type=secret with uid or gid is not supported",
                 hint="give it mode=0444: no other step sees it",
             )
+        try:
+            value = path.read_bytes()
+        except OSError as error:
+            raise BuildError(
+                f"the secret {mount.id} cannot be read: {error.strerror}",
+                hint=f"look at {path}, which --secret names",
+            ) from error
         if mount.env:
-            shown.env.append((mount.env, path.read_text("utf-8")))
+            shown.env.append((mount.env, os.fsdecode(value)))
         if mount.target:
             scratch = stack.enter_context(self._files.scratch())
             # The step sees a copy with the permissions of the file.
             copy = scratch / short_digest(mount.id + mount.target)
-            copy.write_bytes(path.read_bytes())
+            copy.touch(0o600)
+            copy.write_bytes(value)
             copy.chmod(0o400 if mount.mode is None else mount.mode & 0o777)
             shown.binds.append(Bind(str(copy), mount.target))
 
@@ -121,7 +129,8 @@ class RunMounts:
             number += 1
         folder = above / (f"{name}.{number}" if mount.sharing == "private" else name)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(0o755 if mount.mode is None else mount.mode)
+            folder.mkdir()
+            folder.chmod(0o755 if mount.mode is None else mount.mode)
             if os.geteuid() == 0:
                 os.chown(folder, mount.uid or 0, mount.gid or 0)
         return folder

@@ -9,7 +9,7 @@ from sandbox_kernel.cli.image_text import harmless, short
 from sandbox_kernel.errors import ConfigError
 
 
-def make_ready(text: str) -> None:
+def make_ready(text: str, waived: frozenset[str]) -> None:
     """Unpack an image and prepare what cells need in it; raises ImageError, ConfigError for an ID.
 
     A kernel finds its image by name each time it starts.
@@ -20,4 +20,4 @@ def make_ready(text: str) -> None:
         if named is None or named.name != read_reference(text).name:
             tag = f"sandbox-kernel image tag {short(image.image_id)} NAME"
             raise ConfigError(f"--image {text} is an ID, not a name", hint=f"give it one: {tag}")
-        session_image(text, lambda words: screen.line(harmless(words)), screen)
+        session_image(text, lambda words: screen.line(harmless(words)), screen, waived)

@@ -46,7 +46,7 @@ def install(
     check_name(name)
     config = config_from(settings)
     frozen = freeze(config)
-    check_image(frozen.image)
+    check_image(frozen.image, frozen.waived)
     spec = kernelspec(config, frozen, display_name=display_name)
     folder = write(spec, name, user=user, prefix=sys.prefix if sys_prefix else prefix)
     click.echo(f"Installed kernelspec {name.lower()} in {folder}")
@@ -61,7 +61,7 @@ def check_name(name: str) -> None:
         )
 
 
-def check_image(reference: str) -> None:
+def check_image(reference: str, waived: frozenset[str]) -> None:
     """Make an image ready for its first session: unpack it, and prepare its agent.
 
     Raises ImageError if there is no such image or cells cannot run in it, ConfigError for an ID.
@@ -71,7 +71,7 @@ def check_image(reference: str) -> None:
     if reference != REFERENCE:
         from sandbox_kernel.cli.image_ready import make_ready  # noqa: PLC0415 - slow to import
 
-        make_ready(reference)
+        make_ready(reference, waived)
 
 
 def template_dir() -> Path:

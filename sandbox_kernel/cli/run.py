@@ -38,7 +38,7 @@ def run(*, file: Path, out: Path | None, allow_errors: bool, as_json: bool, **se
     """
     config = config_from(settings)
     frozen = freeze(config)
-    check_image(frozen.image)
+    check_image(frozen.image, frozen.waived)
     # Not at the top: `sandbox-kernel --help` imports all commands, and these take their time.
     from sandbox_kernel.cli import run_file, run_kernel  # noqa: PLC0415
     from sandbox_kernel.cli.run_job import Job  # noqa: PLC0415

@@ -89,7 +89,8 @@ def attach(side: HostSide, layers: list[str], *, owner: int) -> None:
     """Show the image's folders and files at BASE/b/N, the notebook's at BASE/w, devices at BASE/d.
 
     The folder of layers goes to BASE/l, with links BASE/i/N to `layers` in it: what mount(2) is
-    told of an overlay is one page, and must hold the names of all of them. `owner` is the id of init, as this process names it. Closes the descriptors.
+    told of an overlay is one page, and must hold the names of all of them. `owner` is the id of
+    init, as this process names it. Closes the descriptors.
     """
     _tmpfs(BASE, "mode=0755,size=1m")
     for folder in ("b", "d", "i", "w", "s", "k", "r", "e", "p"):

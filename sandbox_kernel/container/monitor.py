@@ -49,6 +49,9 @@ def main(control_fd: int) -> NoReturn:
 
 def _start(sock: socket.socket, packet: control.Packet) -> int:
     """Start init, or the stage of an ordinary user that does; return the child's pid."""
+    if "job" in packet.body:
+        # Init can load nothing more: a file system of its own may cover where this package lies.
+        from sandbox_kernel.container import job  # noqa: F401, PLC0415 - sessions do without
     first_id = packet.body["first_id"]
     if first_id is None:
         return stage.start(sock, packet)

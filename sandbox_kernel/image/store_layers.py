@@ -121,7 +121,8 @@ class LayerFolders:
         tree = draft / TREE
         draft.mkdir(FOLDER_MODE)
         try:
-            tree.mkdir(0o755)
+            tree.mkdir()
+            tree.chmod(0o755)  # whatever the umask
             with self._blobs.open(blob.digest) as file:
                 below = [self.tree(lower.layer_id) for lower in lowers]
                 counted = Counted(file, blob, progress)

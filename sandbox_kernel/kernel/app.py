@@ -81,15 +81,15 @@ def open_session(spec: SessionSpec) -> Engine:
     return session
 
 
-def find_image(reference: str) -> Image:
-    """Give the image that sessions run in; raises ImageError."""
+def find_image(reference: str, waived: frozenset[str]) -> Image:
+    """Give the image that sessions run in; raises ImageError, HostError."""
     if reference == host.REFERENCE:
         return host.host_image()
     from sandbox_kernel.build.session_image import (  # noqa: PLC0415 - the store is not for all
         session_image,
     )
 
-    return session_image(reference)
+    return session_image(reference, waived=waived)
 
 
 class SettingsFile(Application):
@@ -116,7 +116,7 @@ class SpecReader:
                 f"the folder that the kernel was started in is gone: {error.strerror}",
                 hint="open the notebook from a folder that exists",
             ) from error
-        image = find_image(settings.image)
+        image = find_image(settings.image, settings.waived)
         return SessionSpec(
             session_id=uuid.uuid4().hex[:12],
             image=image,

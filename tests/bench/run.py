@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.bench import kernels
+from tests.bench.images import IMAGE_MEASURES, images
 from tests.bench.measure import BenchError
 from tests.bench.report import SIDES, STOCK, SUBJECT, Measure, Series, interleave
 
@@ -41,7 +42,8 @@ PASS_OBJECTS = Measure("pass-1gb-objects", "pass with 1 GB in 250 000 objects al
 BARE = Measure("bare-python", "python -c pass: bare | in bubblewrap", "ms")
 
 CELL_MEASURES = (PASS_THINK, PASS_BACK_TO_BACK, FIRST_OUTPUT, STDOUT, INTERRUPT)
-ALL_MEASURES = (START, FIRST_CELL, WEIGHT, PROCESSES, *CELL_MEASURES, PASS_ARRAY, BARE)
+KERNEL_MEASURES = (START, FIRST_CELL, WEIGHT, PROCESSES, *CELL_MEASURES, PASS_ARRAY, BARE)
+ALL_MEASURES = (*KERNEL_MEASURES, *IMAGE_MEASURES)
 OPTIONAL_MEASURES = (PASS_OBJECTS,)
 
 MAKE_ARRAY = """\
@@ -92,6 +94,7 @@ class Bench:
             with Pair(self._settings, setup=code) as pair:
                 yield from self._cells(pair, measure)
         yield from self._bare_processes()
+        yield from self._images()
 
     def _wanted(self, *measures: Measure) -> bool:
         return any(measure.key in self._settings.wanted for measure in measures)
@@ -173,6 +176,16 @@ class Bench:
                 else:
                     series.samples[side].append(elapsed_s * 1e3)
         yield series
+
+    def _images(self) -> Iterator[Series]:
+        if not self._wanted(*IMAGE_MEASURES):
+            return
+        with images(self._settings.starts, self._advance) as phase:
+            for measure in filter(self._wanted, IMAGE_MEASURES):
+                series = Series(measure)
+                with recorded(series):
+                    phase.take(series)
+                yield series
 
 
 class Pair:

@@ -148,9 +148,11 @@ class Workshop:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def build(self, dockerfile: str, *, tag: str = "", **changes: Any) -> StoredImage:
+    def build(
+        self, dockerfile: str, *, tag: str = "", name: str = "Dockerfile", **changes: Any
+    ) -> StoredImage:
         """Build a Dockerfile; `told` says then how it went, also if it failed."""
-        path = self.root / "Dockerfile"
+        path = self.root / name
         path.write_text(dockerfile)
         self.told = Told()
         tags = (Reference.parse(tag),) if tag else ()
@@ -174,9 +176,9 @@ class Workshop:
 
     def layer(self, image: StoredImage, number: int = -1) -> dict[str, tarfile.TarInfo]:
         """Give the entries of one layer, the topmost unless said otherwise."""
-        with self.store.open_blob(image.manifest.layers[number].digest) as blob:
-            with tarfile.open(fileobj=blob) as tar:
-                return {one.name: one for one in tar}
+        digest = image.manifest.layers[number].digest
+        with self.store.open_blob(digest) as blob, tarfile.open(fileobj=blob) as tar:
+            return {one.name: one for one in tar}
 
     def blobs(self) -> set[str]:
         return set(os.listdir(self.store.folder / "blobs" / "sha256"))

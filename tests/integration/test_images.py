@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from sandbox_kernel.build.agent_image import image_interpreter
+from sandbox_kernel.build.agent_image import Unpacked, image_interpreter
 from sandbox_kernel.build.layer import layer_of_tar
 from sandbox_kernel.errors import ImageError, LaunchError
 from sandbox_kernel.image.archive import import_archive
@@ -66,8 +66,10 @@ class Shelf:
         return self.store.put_image(None, Manifest.build(blob, layers).raw)
 
     def plan(self, image: StoredImage, name: str = "test") -> Image:
-        interpreter = image_interpreter(self.store, image, name, lambda _: None)
-        return layered_image(name, image.config, self.store.session_layers(image), interpreter)
+        layers = self.store.session_layers(image)
+        unpacked = Unpacked(name, image, layers)
+        interpreter = image_interpreter(self.store, unpacked, lambda _: None)
+        return layered_image(name, image.config, layers, interpreter)
 
 
 def tar(*entries: Entry) -> bytes:

@@ -65,7 +65,8 @@ def perform(what: Job) -> Done:
     tar = tars[0] if tars else b""
     files = {}
     if ran.succeeded and tar.strip(b"\0"):
-        files = {one.name: one for one in tarfile.open(fileobj=io.BytesIO(tar))}
+        with tarfile.open(fileobj=io.BytesIO(tar)) as packed:
+            files = {one.name: one for one in packed}
     return Done(ran, said["stdout"].decode(), said["stderr"].decode(), files, tar)
 
 

@@ -159,6 +159,9 @@ def test_bars_are_those_agreed_on() -> None:
         "first-output": 1.2,
         "stdout": 1.0,
         "pass-1gb-array": 3.0,
+        "image-unpack": 1.0,
+        "image-cached": 1.0,
+        "image-layers": 1.2,
     }
 
 

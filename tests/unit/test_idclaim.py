@@ -77,7 +77,7 @@ def test_root_of_a_container_takes_from_what_it_has(
 
 def test_root_with_too_few_ids_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mapped(monkeypatch, tmp_path, "0 1000 1\n", "0 1000 1\n")
-    with pytest.raises(HostError, match="too few ids for sessions: .*uid_map says 1 from 0 on"):
+    with pytest.raises(HostError, match=r"too few ids for sessions: .*uid_map says 1 from 0 on"):
         idclaim.claim()
 
 
