@@ -62,7 +62,8 @@ def import_(  # noqa: PLR0913 - one for each option
     if text == STREAM and sys.stdin.isatty():
         raise ConfigError("standard input is a terminal", hint="pipe an archive in, or name a FILE")
     reference, wanted = read_reference(name) if name else None, read_platform(platform)
-    with opened_store() as store, shown(f"Importing {harmless(text)}", quiet=quiet) as screen:
+    title = f"Importing {harmless(text)}"
+    with opened_store(unpacks=True) as store, shown(title, quiet=quiet) as screen:
         options = ImportOptions(reference, wanted, screen)
         stream = sys.stdin.buffer if text == STREAM else Path(text)
         images = import_archive(store, stream, options)

@@ -81,7 +81,7 @@ def perform(asked: Asked) -> None:
     """Build, and print what came of it. Raises SandboxError."""
     with ExitStack() as stack:
         options = asked.options(stack)
-        store = stack.enter_context(opened_store())
+        store = stack.enter_context(opened_store(unpacks=True))
         screen = stack.enter_context(shown(mode=asked.progress, quiet=asked.quiet))
         steps = Steps(screen)
         options = replace(options, pull=_puller(store, screen, options.platform))

@@ -14,7 +14,7 @@ def make_ready(text: str, waived: frozenset[str]) -> None:
 
     A kernel finds its image by name each time it starts.
     """
-    with shown() as screen, opened_store() as store:
+    with shown() as screen, opened_store(unpacks=True) as store:
         image = store.resolve(text)
         named = image.reference
         if named is None or named.name != read_reference(text).name:

@@ -41,15 +41,18 @@ def insecure_option(command: Command) -> Command:
 
 
 @contextmanager
-def opened_store() -> Iterator[Store]:
+def opened_store(*, unpacks: bool = False) -> Iterator[Store]:
     """Open the user's store; SIGTERM ends what happens within as Ctrl-C does.
 
-    Raises ImageError where its disk fails.
+    What a command `unpacks` is flushed to the disk at its end, or the next boot would unpack it
+    again. Raises ImageError where its disk fails.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Store.open() as store:
             yield store
+            if unpacks:
+                store.settle()
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -38,7 +38,7 @@ def pull(
     fetched; a REF with a digest that is there needs no network.
     """
     wanted, chosen = read_reference(reference), read_platform(platform)
-    with opened_store() as store, shown(f"Pulling {wanted}", quiet=quiet) as screen:
+    with opened_store(unpacks=True) as store, shown(f"Pulling {wanted}", quiet=quiet) as screen:
         image = fetch(store, wanted, screen, platform=chosen, insecure=insecure)
     if as_json:
         click.echo(document(image_json(image)))

@@ -1,4 +1,4 @@
-"""Archives and layouts between this store and the tools that people have: skopeo and umoci."""
+"""Archives and layouts between this store and the tools that people have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from tests.fakes.images import image_of, problems
 pytestmark = [
     pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed"),
     pytest.mark.skipif(not shutil.which("umoci"), reason="umoci is not installed"),
+    pytest.mark.skipif(not shutil.which("podman"), reason="podman is not installed"),
 ]
 
 ONE = image_of([{"etc/a": b"1", "bin/x": b"x" * 5000}, {"etc/b": b"2"}])
@@ -29,6 +32,12 @@ TWO = image_of([{"etc/a": b"1", "bin/x": b"x" * 5000}, {"etc/c": b"3"}])
 @pytest.fixture
 def store(tmp_path: Path):
     with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as opened:
         yield opened
 
 
@@ -182,3 +191,22 @@ def test_the_tar_of_a_root_goes_through_skopeo_and_umoci_unharmed(
     assert (tmp_path / "bundle/rootfs/link").readlink() == Path("/etc/hosts")
     stat = json.loads(run("umoci", "stat", "--json", "--image", f"{tmp_path / 'layout'}:1"))
     assert len(stat["history"]) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="podman of an ordinary user needs subordinate ids")
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+def test_podman_takes_what_is_exported_and_gives_it_back(
+    store: Store, other: Store, tmp_path: Path, stack: ExitStack, kind: str
+) -> None:
+    image = ONE.put(store, "me/app:1")
+    export_images(store, [image], kind, tmp_path / "out")
+    # It takes no path of more than 50 characters for its run-time files.
+    short = stack.enter_context(tempfile.TemporaryDirectory())
+    podman = ["podman", f"--root={short}/root", f"--runroot={short}/run", "--storage-driver=vfs"]
+    run(*podman, "load", "--quiet", "--input", tmp_path / "out")
+    (found,) = json.loads(run(*podman, "images", "--format=json"))
+    assert f"sha256:{found['Id']}" == image.image_id
+    run(*podman, "save", "--quiet", f"--format={kind}", "--output", tmp_path / "back", found["Id"])
+    (back,) = import_archive(other, tmp_path / "back", ImportOptions(name=Reference.parse("b")))
+    assert back.image_id == image.image_id
+    assert problems(other) == []
