@@ -87,8 +87,10 @@ DEAF = {
     "ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     + UP
     + "while True: pass",
+    # Two deep: the signal comes twice, and the second may hit where the first is being swallowed.
     "swallowed": UP
-    + "while True:\n    try:\n        while True: sum(range(100))\n    except KeyboardInterrupt: pass",
+    + "while True:\n    try:\n        while True:\n            try:\n                while True: sum(range(100))"
+    + "\n            except KeyboardInterrupt: pass\n    except KeyboardInterrupt: pass",
     "blocked": "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, {2})\n"
     + UP
     + "while True: time.sleep(1)",

@@ -55,7 +55,7 @@ def test_a_bad_setting(start: Start, values: dict[str, str], words: list[str]) -
 
 
 def test_an_unknown_image(start: Start) -> None:
-    refused(start(image="no/such:image"), "ImageError", "no/such:image", "host")
+    refused(start(image="no/such:image"), "ImageError", "no/such:image", "image list")
 
 
 def test_more_open_files_than_the_host_allows(start: Start) -> None:
