@@ -22,6 +22,17 @@ REMEDIES = {
 """What to do about errors that mean the same whatever was tried."""
 
 
+def hint_for(error: OSError) -> str:
+    """Say what to do about an error of the system; empty where nothing is known to help."""
+    number = error.errno or 0
+    if number not in REMEDIES and (error.strerror or "").startswith("clone: "):
+        # Loaded now, since a start that succeeds does without it.
+        from sandbox_kernel.linux.probe_remedy import remedy  # noqa: PLC0415
+
+        return remedy("user_namespace", number)
+    return REMEDIES.get(number, "")
+
+
 def failed(error: OSError | HostError | LaunchError, step: str) -> dict[str, str]:
     """Give the message; `step` is what was tried, for an error that does not say it."""
     message = {"op": "failed", "step": step, "hint": ""}
@@ -30,5 +41,5 @@ def failed(error: OSError | HostError | LaunchError, step: str) -> dict[str, str
     if isinstance(error, HostError):
         return message | {"cause": error.message, "hint": error.hint}
     where = f" ({error.filename})" if error.filename else ""
-    hint = REMEDIES.get(error.errno or 0, "")
+    hint = hint_for(error)
     return message | {"cause": f"{error.strerror or error}{where}", "hint": hint}

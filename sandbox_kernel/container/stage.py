@@ -16,7 +16,7 @@ import socket
 from typing import NoReturn
 
 from sandbox_kernel.container import control
-from sandbox_kernel.container.failure import REMEDIES, failed
+from sandbox_kernel.container.failure import failed, hint_for
 from sandbox_kernel.container.launch import enter_cgroup, launch, wanted
 from sandbox_kernel.errors import HostError, LaunchError
 from sandbox_kernel.linux import idmap, libc
@@ -53,8 +53,8 @@ def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) ->
     except OSError as error:
         os.close(ready)
         os.close(go)
-        hint = REMEDIES.get(error.errno or 0, "see `sandbox-kernel doctor`")
-        raise LaunchError("make a user namespace", error.strerror or "", hint=hint) from error
+        cause = error.strerror or ""
+        raise LaunchError("make a user namespace", cause, hint=hint_for(error)) from error
     if pid == 0:
         os.close(go)
         if os.read(ready, 1):

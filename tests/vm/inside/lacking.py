@@ -78,6 +78,7 @@ def test_a_limit_is_named_and_when_it_is_lifted_the_kernel_works(
             finding = doctor(talk.login(user, DOCTOR))["user_namespace"]
         assert (ran["status"], ran["ename"]) == ("error", "LaunchError"), ran
         assert f"clone: {why}" in ran["evalue"]
+        assert f"sysctl -w {name}={remedy}" in ran["evalue"]
         assert not finding["available"]
         assert why in finding["why"]
         assert f"sysctl -w {name}={remedy}" in finding["remedy"]
