@@ -12,12 +12,15 @@ from sandbox_kernel.config import LIMITS, WAIVABLE, WORKSPACE_MODES, SandboxConf
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SETTINGS = (*(limit.name for limit in LIMITS), "image", "workspace", "grace", "waive")
+SETTINGS = (
+    *(limit.name for limit in LIMITS),
+    *("image", "workspace", "ceiling", "grace", "waive"),
+)
 """The names of the parameters that `setting_options` adds, which are traits of SandboxConfig."""
 
 
 def setting_options(command: Command) -> Command:
-    """Add an option for each limit and for image, workspace, grace and waive.
+    """Add an option for each limit and for image, workspace, ceiling, grace and waive.
 
     Values arrive as text or None; `config_from` reads them.
     """
@@ -59,6 +62,7 @@ def _with_default(name: str) -> str:
 def config_from(settings: dict[str, Any]) -> SandboxConfig:
     """Give the configuration that the options of `setting_options` ask for, not yet checked."""
     given = {name: settings[name] for name in SETTINGS if settings[name] not in (None, ())}
-    if "waive" in given:
-        given["waive"] = list(given["waive"])
+    for name in ("ceiling", "waive"):
+        if name in given:
+            given[name] = list(given[name])
     return SandboxConfig(**given)

@@ -68,7 +68,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     options = (
         "--name Small-1 --memory 512M --cpus 1 --cpu-time 1m --wall-time 90s --processes 64 "
         "--disk 64M --output 1M --open-files 256 --image host --workspace ro --grace 500ms "
-        "--waive cpus --waive processes"
+        "--waive cpus --waive processes --ceiling memory=1G --ceiling disk=1G"
     ).split()
     assert install(tmp_path, *options, "--display-name", "Kleiner Kern ü") == 0
     spec = json.loads((kernels(tmp_path) / "small-1" / "kernel.json").read_text("utf-8"))
@@ -86,6 +86,8 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         "--SandboxConfig.grace=500ms",
         "--SandboxConfig.waive=cpus",
         "--SandboxConfig.waive=processes",
+        "--SandboxConfig.ceiling=memory=1G",
+        "--SandboxConfig.ceiling=disk=1G",
     }
     assert spec["metadata"]["sandbox_kernel"]["limits"]["memory"] == "512 MiB"
 
