@@ -2,16 +2,20 @@
 
 A test marked `needs("overlay", ...)` is skipped with a reason where this host lacks one of them.
 With `--require=all` (or SANDBOX_KERNEL_REQUIRE=all) that is a failure, so that nothing is skipped
-in silence on a build machine; `--require=overlay,cgroup` names single ones.
+in silence on a build machine; `--require=overlay,cgroup` names single ones. The same holds for
+`programs("skopeo", ...)`, which other people's tools a test speaks to.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Mapping
 
 import pytest
+
+NOT_INSTALLED = "it is not installed; .ci/packages has it"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +50,8 @@ def missing(names: tuple[str, ...]) -> dict[str, str]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     names = tuple(name for mark in item.iter_markers("needs") for name in mark.args)
     lacking = missing(names) if names else {}
+    for mark in item.iter_markers("programs"):
+        lacking |= {name: NOT_INSTALLED for name in mark.args if shutil.which(name) is None}
     if not lacking:
         return
     text = "; ".join(f"{name}: {reason}" for name, reason in lacking.items())

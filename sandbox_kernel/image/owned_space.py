@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from sandbox_kernel.errors import HostError, ImageError
+from sandbox_kernel.image.child import started
 from sandbox_kernel.linux import idmap
 from sandbox_kernel.linux.idmap import IdMap, Wanted
 from sandbox_kernel.linux.tree_names import FOLDER_FLAGS
@@ -25,10 +25,7 @@ READY = b"r"
 GO = b"g"
 _ALL = Wanted(0, 0, 1 << 32)
 """The user himself is root, and every id of his ranges has a number."""
-_PROGRAM = (
-    "import sys; sys.path.insert(0, {root!r}); "
-    "from sandbox_kernel.image.owned_child import main; main()"
-)
+_CHILD = "sandbox_kernel.image.owned_child"
 
 
 def remove_mapped(path: Path, ids: IdMap | None = None) -> None:
@@ -53,21 +50,8 @@ def perform(order: dict[str, Any], ids: IdMap, *fds: int) -> dict[str, Any]:
 
     Gives its answer. Raises ImageError, also where the child cannot be started or get its ids.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROGRAM.format(root=root), json.dumps(order)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=fds,
-        env={"LANG": "C.UTF-8"},
-    )
-    with child:
-        try:
-            answer = _converse(child, ids)
-        except BaseException:
-            child.kill()
-            raise
+    with started(_CHILD, order, fds) as child:
+        answer = _converse(child, ids)
     if "error" in answer:
         raise ImageError(answer["error"])
     return answer

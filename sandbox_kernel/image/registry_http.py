@@ -111,6 +111,7 @@ class Transport:
         self._is_local = is_loopback(httpx.URL(f"https://{host}").host)
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._aborted = False
         self._client = _client(trust_env=not self._is_local)
         try:
             self.base = httpx.URL(f"{self._scheme(host)}://{host}/v2/")
@@ -125,9 +126,9 @@ class Transport:
     def abort(self) -> None:
         """Wake every thread that waits for an answer; it gets an error of the connection."""
         with self._lock:
+            self._aborted = True
             for one in self._sockets:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+                _shut(one)
 
     def join(self, url: httpx.URL, location: str, what: str) -> httpx.URL:
         """Give the URL that an answer from `url` points to; raises ImageError if it may not."""
@@ -221,6 +222,9 @@ class Transport:
         if found is not None:
             with self._lock:
                 self._sockets.add(found)
+                # Its answer came while the others were woken.
+                if self._aborted:
+                    _shut(found)
         return found
 
     def _forget(self, own: socket.socket | None) -> None:
@@ -248,6 +252,11 @@ class Transport:
         response = self._send(call, "")
         response.close()
         return response.status_code
+
+
+def _shut(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
 
 
 def _client(*, trust_env: bool) -> httpx.Client:

@@ -12,13 +12,13 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sandbox_kernel.errors import ImageError
+from sandbox_kernel.image import child as child_process
 from sandbox_kernel.image.unpack_rules import Bounds, Owners, Unpacked
 from sandbox_kernel.linux.tree_names import FOLDER_FLAGS
 
@@ -26,10 +26,7 @@ __all__ = ["Bounds", "Owners", "Readable", "Unpacked", "unpack"]
 
 _CHUNK_BYTES = 1 << 20
 _DEFAULT_BOUNDS = Bounds()
-_PROGRAM = (
-    "import sys; sys.path.insert(0, {root!r}); "
-    "from sandbox_kernel.image.unpack_child import main; main()"
-)
+_CHILD = "sandbox_kernel.image.unpack_child"
 
 
 class Readable(Protocol):
@@ -68,7 +65,8 @@ def unpack(  # noqa: PLR0913 - what a layer is, and where it goes
             "owners": owners.value,
             "skip_devices": skip_devices,
         }
-        child = stack.enter_context(_started(order))
+        fds = (target_fd, *lower_fds)
+        child = stack.enter_context(child_process.started(_CHILD, order, fds))
         _feed(stream, child)
         return _answer_of(child)
 
@@ -83,26 +81,6 @@ def _opened(folder: str | Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _started(order: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the process, and see that it has ended in the end."""
-    root = str(Path(__file__).resolve().parents[2])
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROGRAM.format(root=root), json.dumps(order)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=(order["target_fd"], *order["lower_fds"]),
-        env={"LANG": "C.UTF-8"},
-    )
-    with child:
-        try:
-            yield child
-        except BaseException:
-            child.kill()
-            raise
 
 
 def _feed(stream: Readable, child: subprocess.Popen[bytes]) -> None:

@@ -44,9 +44,7 @@ PASSWD = (
 GROUP = "root:x:0:\napp:x:1235:\nstaff:x:50:app\nnobody:x:65534:\n"
 FOLDERS = {"bin": 0o755, "etc": 0o755, "root": 0o700, "tmp": 0o1777, "srv": 0o755}
 
-needs_busybox = pytest.mark.skipif(
-    shutil.which("busybox") is None, reason="busybox is not installed (Debian: busybox-static)"
-)
+needs_busybox = pytest.mark.programs("busybox")
 
 
 @functools.cache

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from tests.integration import leaks
 from tests.integration.driver import Driver, Shared, assert_quiet, start, stop
+
+if TYPE_CHECKING:
+    from tests.integration.builds import Workshop
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -39,4 +43,17 @@ async def fresh(shared: Shared, tmp_path: Path) -> AsyncIterator[Driver]:
     if not driver.broken and not driver.lost:
         await assert_quiet(driver)
     await stop(driver)
+    before.assert_clean()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Workshop]:
+    """Give a store with a small base in it, to build on; nothing may be left of the builds."""
+    from tests.integration.builds import Workshop  # most tests here build nothing
+
+    before = leaks.Snapshot()
+    shop = Workshop(tmp_path)
+    shop.add_base()
+    yield shop
+    shop.close()
     before.assert_clean()

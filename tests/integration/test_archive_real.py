@@ -19,11 +19,7 @@ from sandbox_kernel.image.reference import Reference
 from sandbox_kernel.image.store import Store
 from tests.fakes.images import image_of, problems
 
-pytestmark = [
-    pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed"),
-    pytest.mark.skipif(not shutil.which("umoci"), reason="umoci is not installed"),
-    pytest.mark.skipif(not shutil.which("podman"), reason="podman is not installed"),
-]
+pytestmark = pytest.mark.programs("skopeo", "umoci", "podman")
 
 ONE = image_of([{"etc/a": b"1", "bin/x": b"x" * 5000}, {"etc/b": b"2"}])
 TWO = image_of([{"etc/a": b"1", "bin/x": b"x" * 5000}, {"etc/c": b"3"}])

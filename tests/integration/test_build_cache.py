@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 from sandbox_kernel.build.explain import NEVER
 from sandbox_kernel.errors import BuildError
 from sandbox_kernel.image.prune import PruneOptions
-from tests.integration import leaks
 from tests.integration.builds import BASE, Workshop, needs_busybox
 
 pytestmark = [pytest.mark.needs("memory", "processes"), needs_busybox]
@@ -23,16 +21,6 @@ pytestmark = [pytest.mark.needs("memory", "processes"), needs_busybox]
 ROOT = Path(__file__).parents[2]
 CHAIN = f"FROM {BASE}\nRUN echo a > /a\nRUN echo b > /b\nRUN echo c > /c\nRUN echo d > /d\n"
 A, B, C, D = (f"RUN echo {name} > /{name}" for name in "abcd")
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    before = leaks.Snapshot()
-    shop = Workshop(tmp_path)
-    shop.add_base()
-    yield shop
-    shop.close()
-    before.assert_clean()
 
 
 # A, B, C, D

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +23,6 @@ as_root = pytest.mark.skipif(
 )
 
 SECRET = "hush-4f1c9a"
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    before = leaks.Snapshot()
-    shop = Workshop(tmp_path)
-    shop.add_base()
-    yield shop
-    shop.close()
-    before.assert_clean()
 
 
 # Forms

@@ -15,22 +15,12 @@ import pytest
 
 from sandbox_kernel.build.session_image import session_image
 from sandbox_kernel.errors import BuildError
-from tests.integration import driver, leaks
+from tests.integration import driver
 from tests.integration.builds import BASE, Workshop, needs_busybox
 
 pytestmark = [pytest.mark.needs("memory", "processes"), needs_busybox]
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    before = leaks.Snapshot()
-    shop = Workshop(tmp_path)
-    shop.add_base()
-    yield shop
-    shop.close()
-    before.assert_clean()
 
 
 # Stages
@@ -209,7 +199,7 @@ def skopeo(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+@pytest.mark.programs("skopeo")
 def test_the_config_says_what_the_dockerfile_said(shop: Workshop) -> None:
     image = shop.build(EVERYTHING, tag="example.org/all:1", labels={"given": "later"})
     layout = f"oci:{shop.store.folder}:example.org/all:1"
@@ -242,7 +232,7 @@ def test_the_config_says_what_the_dockerfile_said(shop: Workshop) -> None:
     assert seen["Layers"] == [layer.digest for layer in image.manifest.layers]
 
 
-@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+@pytest.mark.programs("skopeo")
 def test_skopeo_copies_what_was_built(shop: Workshop) -> None:
     image = shop.build(EVERYTHING, tag="example.org/all:1")
     target = shop.root / "copy"

@@ -236,7 +236,7 @@ def test_an_interrupt_of_a_pull_leaves_nothing(start: Callable[..., Running]) ->
     asked, over = threading.Event(), threading.Event()
 
     def stall(handler: Handler) -> None:
-        handler.begin(200, 1 << 20)
+        handler.begin(200, len(image.packed[0]))
         handler.wfile.write(b"begun")
         asked.set()
         over.wait(TIMEOUT_S)

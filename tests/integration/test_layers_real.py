@@ -27,10 +27,6 @@ EPOCH_S = 1_700_000_000
 PACKING = Packing(epoch_s=EPOCH_S, owner=None if IS_ROOT else (0, 0))
 
 
-def tool(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
-
-
 def run(*argv: str | Path, cwd: Path | None = None) -> str:
     done = subprocess.run(
         [str(one) for one in argv], capture_output=True, text=True, check=False, cwd=cwd
@@ -91,7 +87,7 @@ FORMATS = {
 }
 
 
-@tool("tar")
+@pytest.mark.programs("tar")
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_gnu_tar_writes_comes_out_right(name: str, tree: Path, tmp_path: Path) -> None:
     archive, target = tmp_path / "a.tar", tmp_path / "target"
@@ -112,7 +108,7 @@ def test_what_gnu_tar_writes_comes_out_right(name: str, tree: Path, tmp_path: Pa
         assert (target / "holes").stat().st_blocks * 512 < 5_000_000
 
 
-@tool("tar")
+@pytest.mark.programs("tar")
 @pytest.mark.parametrize("old", ["ustar", "v7"])
 def test_old_formats_come_out_right(old: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
@@ -127,7 +123,7 @@ def test_old_formats_come_out_right(old: str, tmp_path: Path) -> None:
     assert (target / "file").read_text() == "x" * 700
 
 
-@tool("tar")
+@pytest.mark.programs("tar")
 def test_gnu_tar_reads_what_we_write(tree: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
@@ -248,7 +244,7 @@ def rootless() -> list[str]:
     return [] if IS_ROOT else ["--rootless"]
 
 
-@tool("umoci")
+@pytest.mark.programs("umoci")
 def test_umoci_sees_in_our_layers_what_overlayfs_shows(
     tree: Path, upper: Path, tmp_path: Path
 ) -> None:
@@ -268,7 +264,7 @@ def test_umoci_sees_in_our_layers_what_overlayfs_shows(
     assert contents(overlaid(ours, tmp_path)) == contents(tmp_path / "umoci")
 
 
-@tool("umoci")
+@pytest.mark.programs("umoci")
 def test_layers_that_umoci_made_show_what_it_packed(tree: Path, tmp_path: Path) -> None:
     (tree / "fifo").unlink()
     write_layout([packed(tree)], tmp_path / "layout")
@@ -306,7 +302,7 @@ def content(data: bytes) -> bytes:
     return b"".join(iter(lambda: reader.read(1 << 20), b""))
 
 
-@tool("skopeo")
+@pytest.mark.programs("skopeo")
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_layers_that_skopeo_compressed_are_the_same(
     compression: str, tree: Path, upper: Path, tmp_path: Path
@@ -323,7 +319,7 @@ def test_layers_that_skopeo_compressed_are_the_same(
     assert [content((tmp_path / "copy" / name).read_bytes()) for name in names] == layers
 
 
-@tool("gzip")
+@pytest.mark.programs("gzip")
 def test_gzip_reads_what_we_compress(tmp_path: Path) -> None:
     data = os.urandom(100_000) * 30
     (tmp_path / "a.gz").write_bytes(compressed(data))

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import threading
 import urllib.parse
@@ -34,16 +33,7 @@ PROGRAMS = ("docker-registry", "skopeo", "htpasswd", "openssl")
 PASSWORD = "s3cr3t-password"
 STARTED = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs(request: pytest.FixtureRequest) -> None:
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing and request.config.getoption("--require"):
-        pytest.fail(f"missing: {', '.join(missing)}; see .ci/packages", pytrace=False)
-    if missing:
-        pytest.skip(f"missing: {', '.join(missing)}")
+pytestmark = [pytest.mark.slow, pytest.mark.programs(*PROGRAMS)]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -363,7 +362,7 @@ def test_no_descriptor_is_left(bus: Bus) -> None:
     bus._listener.close()
 
 
-@pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="dbus-daemon is not installed")
+@pytest.mark.programs("dbus-daemon")
 def test_real_bus_that_systemd_is_not_on(tmp_path: Path) -> None:
     """As `dbus-launch` makes one for a remote desktop."""
     config = tmp_path / "bus.conf"
