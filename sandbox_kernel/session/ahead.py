@@ -135,23 +135,24 @@ class Ahead:
     async def place_fork(self, forked: Fork) -> Prepared:
         """Place a child that the cell before forked while it was about to park."""
         try:
-            child = await forked.child
             await self.layered()
-            return await self.place(child)
+            return await self.place(forked.child)
         finally:
             forked.moved.set()
 
-    async def place(self, child: Guest) -> Prepared:
-        """Let a child enter a new place; closes it when that fails."""
+    async def place(self, forking: asyncio.Task[Guest]) -> Prepared:
+        """Let a child enter a new place, built while it is being forked; ends it where that fails."""
         try:
             place = await self.take_place()
             try:
+                child = await forking
                 notes = await self._pod.enter(child, place)
             except BaseException:
                 await self._pod.drop(place)
                 raise
         except BaseException:
-            child.close()
+            with contextlib.suppress(SandboxError):
+                (await forking).close()
             raise
         place.release_namespaces()
         if not self._is_waiting():  # time to get ready for a request

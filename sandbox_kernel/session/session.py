@@ -150,7 +150,8 @@ class Session:
             prepared = await self._ahead.place_fork(forked)
         else:
             await self._settle_down()
-            prepared = await self._ahead.place(await self._pod.fork(self._heads.current))
+            fork = self._background.start(self._pod.fork(self._heads.current))
+            prepared = await self._ahead.place(fork)
         await self._settle_down()
         if not self._lock.locked():
             self._ahead.tidy_up(self._heads.prove)
@@ -227,8 +228,8 @@ class Session:
                 await self._run(body, (), limits, lambda _: None)
             await self._settle_down()
             if self._resident is not None:
-                fork = await self._pod.fork(self._resident.child, live=True)
-                prepared = await self._ahead.place(fork)
+                fork = self._pod.fork(self._resident.child, live=True)
+                prepared = await self._ahead.place(self._background.start(fork))
             else:
                 prepared = await self._take()
             try:
