@@ -141,7 +141,7 @@ class Ahead:
             forked.moved.set()
 
     async def place(self, forking: asyncio.Task[Guest]) -> Prepared:
-        """Let a child enter a new place, built while it is being forked; ends it where that fails."""
+        """Let a child enter a place that is built while it is forked; ends it where that fails."""
         try:
             place = await self.take_place()
             try:
