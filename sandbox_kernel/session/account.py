@@ -31,7 +31,7 @@ class Account:
             peak_processes=counted.peak_processes,
             disk_bytes=used,
             output_bytes=output.bytes_seen,
-            denied_forks=counted.fork_denials,
+            denied_forks=cell.hints.denied_forks(counted),
         )
 
     def in_all(self, pod: Pod) -> Usage:

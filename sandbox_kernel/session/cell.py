@@ -88,8 +88,8 @@ class Cell:
         self._limits = hints.limits
         self._grace_s = grace_s
         self._sink = sink
-        self._hints = hints
-        self._denied_forks: int | None = None
+        self.hints = hints
+        self._failed: CgroupUsage | None = None
         """As the cgroup counted when the cell failed."""
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._done: Done | None = None
@@ -267,10 +267,11 @@ class Cell:
 
     def _hint(self, error: Json) -> None:
         """Put what a limit has refused below an error, the same in the message and in the reply."""
-        if self._denied_forks is None:
+        if self._failed is None:
             with contextlib.suppress(SandboxError):  # what is wrong is told at the end
-                self._denied_forks = self._counters().fork_denials
-        self._hints.add_to(error, self._denied_forks or 0)
+                self._failed = self._counters()
+        if self._failed is not None:
+            self.hints.add_to(error, self._failed)
 
     def _input(self, frame: Frame) -> None:
         prompt, password = frame.body.get("prompt"), frame.body.get("password")
@@ -290,7 +291,7 @@ class Cell:
         status = self._guest.status.result() if self._guest.status.done() else None
         refusal = None
         if self._done is None:
-            refusal = self._hints.cause_of_death(self.counted.fork_denials, status)
+            refusal = self.hints.cause_of_death(self.counted, status)
         return judge(
             Seen(
                 oom_kills=self.counted.oom_kills,

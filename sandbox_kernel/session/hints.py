@@ -7,9 +7,11 @@ does not know whose limit it met.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from collections.abc import Callable
 
+from sandbox_kernel.linux.cgroup import CgroupUsage
 from sandbox_kernel.model import Json, Limits, Outcome
 from sandbox_kernel.session import advice
 from sandbox_kernel.session.guest import ExitStatus
@@ -29,33 +31,47 @@ class Hints:
         self._files = files
         self._was_full = files().is_full
 
-    def cause_of_death(self, denied_forks: int, status: ExitStatus | None) -> Outcome | None:
+    def denied_forks(self, counted: CgroupUsage) -> int:
+        """Give how many processes and threads the cell's own limit has refused it.
+
+        The cgroup counts those too that a limit above refused, of the user's session for one.
+        """
+        peak = counted.peak_processes
+        is_own = peak is None or peak >= self.limits.processes
+        return counted.fork_denials if is_own else 0
+
+    def cause_of_death(self, counted: CgroupUsage, status: ExitStatus | None) -> Outcome | None:
         """Name the limit that refused something to a cell that died, if one did.
 
-        `denied_forks` is what the cell's cgroup counted. A file system that was full before says
-        nothing, unless the cell died of it: SIGBUS is a page of a mapped file without room.
+        A file system that was full before says nothing, unless the cell died of it: SIGBUS is a
+        page of a mapped file without room.
         """
-        if denied_forks:
+        if self.denied_forks(counted):
             return Outcome.PROCESSES
-        number = status[1] if status is not None else 0
-        if (not self._was_full or number == signal.SIGBUS) and self._files().is_full:
+        is_bus = status in ((os.CLD_KILLED, signal.SIGBUS), (os.CLD_DUMPED, signal.SIGBUS))
+        if (is_bus or not self._was_full) and self._files().is_full:
             return Outcome.DISK
         return None
 
-    def add_to(self, content: Json, denied_forks: int) -> None:
+    def add_to(self, content: Json, counted: CgroupUsage) -> None:
         """Put below the traceback of the program's error what a limit refused it."""
         evalue = str(content["evalue"])
-        found = [self._of_processes(denied_forks), self._of_disk(evalue), self._of_files(evalue)]
+        found = [self._of_processes(counted), self._of_disk(evalue), self._of_files(evalue)]
         content["traceback"] += [f"{_YELLOW}hint{_PLAIN}: {text}" for text in found if text]
 
-    def _of_processes(self, denied_forks: int) -> str:
-        if not denied_forks:
-            return ""
-        return (
-            f"the limit `processes` allows this cell {self.limits.processes} processes and "
-            f"threads, and refused {denied_forks} more; "
-            f"{advice.processes(self.limits, self._ceiling)}"
-        )
+    def _of_processes(self, counted: CgroupUsage) -> str:
+        limit = self.limits.processes
+        if denied := self.denied_forks(counted):
+            return (
+                f"the limit `processes` allows this cell {limit} processes and threads, and "
+                f"refused {denied} more; {advice.processes(self.limits, self._ceiling)}"
+            )
+        if counted.fork_denials:
+            return (
+                f"this machine refused the cell {counted.fork_denials} processes or threads, "
+                f"below its limit `processes` of {limit}: a limit above is reached (pids.max)"
+            )
+        return ""
 
     def _of_disk(self, evalue: str) -> str:
         files = self._files()

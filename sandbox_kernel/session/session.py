@@ -348,8 +348,6 @@ class Session:
         else:  # its threads are such as a fork may lose; but a head has one thread
             head = await resident.checkpoint(pod, child)
             child.retire()
-        if forked is not None:
-            await forked.child  # or what would be the head does not fork
         self._heads.become(head, place.layer, has_files=await self._ahead.layered())
         if forked is not None:
             await forked.moved.wait()  # until then the fork is in this cell's cgroup

@@ -10,7 +10,7 @@ _TIME = "wall_time=1s"
 
 def _hog(name: str, code: str, *, limits: str = _MEMORY) -> Case:
     says = ("96 MiB", "peak", "%%sandbox memory=192M")
-    return Case(name, code, "memory", limits, says=says)
+    return Case(name, code, "memory", limits, says=says, within_s=120.0)
 
 
 MEMORY = (
