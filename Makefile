@@ -3,8 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 VM_ARGS ?=
+SOAK_ARGS ?=
 
-.PHONY: help demo test test-unit test-vm lint bench clean
+.PHONY: help demo test test-unit test-vm lint bench soak clean
 
 help:
 	@echo 'make demo       run notebooks/tour.ipynb on the kernel, show what each cell used'
@@ -13,6 +14,7 @@ help:
 	@echo 'make test-vm    what needs systemd, cgroup v2 or an ordinary user, in a virtual machine'
 	@echo 'make lint       ruff, mypy, import-linter'
 	@echo 'make bench      measure against stock ipykernel'
+	@echo 'make soak       10 000 cells, hostile ones too, and a thousand kills; look for leaks'
 	@echo 'make clean      remove the environment and what was built'
 
 $(BIN)/python:
@@ -53,6 +55,9 @@ bench: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@mkdir -p build
 	$(BIN)/python -m tests.bench
+
+soak: $(BIN)/pytest
+	$(BIN)/python -m tests.soak --json build/soak.json $(SOAK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -31,6 +31,8 @@ class Outcome(str, Enum):
     MEMORY = "memory"
     WALL_TIME = "wall_time"
     CPU_TIME = "cpu_time"
+    PROCESSES = "processes"
+    DISK = "disk"
     CRASHED = "crashed"
     EXITED = "exited"
 
@@ -71,6 +73,8 @@ class Usage:
     peak_processes: int | None = None
     disk_bytes: int = 0
     output_bytes: int = 0
+    denied_forks: int = 0
+    """Processes and threads that the limit of processes refused."""
 
 
 @dataclass(frozen=True)

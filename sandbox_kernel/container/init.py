@@ -262,6 +262,8 @@ class Init:
         self._reply({"op": "squashed", "layer": layer, "obsolete": obsolete})
 
     def _discard(self, packet: control.Packet) -> None:
+        for layer in packet.body["layers"]:
+            self._layers.forget(layer)
         left = [layer for layer in packet.body["layers"] if not self._layers.remove_empty(layer)]
         # In a process of its own: a cell may have left a million files, and init must not wait.
         if left and not (pid := _fork()):

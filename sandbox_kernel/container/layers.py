@@ -17,6 +17,10 @@ from sandbox_kernel.container import build, plan, squash
 Chains = tuple[tuple[int, ...], tuple[int, ...]]
 """Layers of the root and of /workspace, newest first."""
 
+_WORK = ("work/incompat/volatile", "work/incompat", "work", "")
+EMPTY_FOLDERS = ("u", "x", *(f"{top}/{name}" for top in "wy" for name in _WORK), "")
+"""All that the layer of a cell consists of which wrote nothing, each after what is in it."""
+
 
 class Layers:
     """The chain of committed layers, and the spec of the root that comes next."""
@@ -59,6 +63,12 @@ class Layers:
             self._workspace = (layer, *self._workspace)
         return root or workspace
 
+    def forget(self, layer: int) -> None:
+        """Take the newest layer away again, where it is this one: its cell is rolled back late."""
+        self._root = self._root[1:] if self._root[:1] == (layer,) else self._root
+        if self._workspace[:1] == (layer,):
+            self._workspace = self._workspace[1:]
+
     @property
     def depth(self) -> int:
         """How many layers the root or /workspace has, whichever has more."""
@@ -77,6 +87,8 @@ class Layers:
     def replace(self, layer: int, chains: Chains) -> list[int]:
         """Put a merged layer in the place of the chains it was made of; give what is obsolete."""
         root, workspace = chains
+        if not (_ends_with(self._root, root) and _ends_with(self._workspace, workspace)):
+            return [layer]  # one of them was forgotten meanwhile
         self._root = (*self._root[: len(self._root) - len(root)], layer)
         self._workspace = (*self._workspace[: len(self._workspace) - len(workspace)], layer)
         return sorted({*root, *workspace})
@@ -84,19 +96,11 @@ class Layers:
     def remove_empty(self, layer: int) -> bool:
         """Remove the folders of a cell that wrote no file; tell whether it was such a one."""
         try:
-            for name in (
-                "u",
-                "x",
-                "w/work/incompat/volatile",
-                "w/work/incompat",
-                "w/work",
-                "w",
-                "y/work/incompat/volatile",
-                "y/work/incompat",
-                "y/work",
-                "y",
-                "",
-            ):
+            for overlay in ("w", "y"):
+                # What a volatile overlay leaves (Documentation/filesystems/overlayfs.rst).
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"/s/{layer}/{overlay}/work/incompat/volatile/dirty")
+            for name in EMPTY_FOLDERS:
                 with contextlib.suppress(FileNotFoundError):
                     os.rmdir(f"/s/{layer}/{name}")
         except OSError:  # ENOTEMPTY
@@ -111,6 +115,10 @@ class Layers:
         """Give how much of the scratch file system is in use."""
         info = os.statvfs("/s")
         return (info.f_blocks - info.f_bfree) * info.f_frsize
+
+
+def _ends_with(chain: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    return len(end) <= len(chain) and chain[len(chain) - len(end) :] == end
 
 
 def _has_entries(folder: str) -> bool:

@@ -8,6 +8,7 @@ the same process all along, so the same loop serves both.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -15,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from typing import Any, Callable, NoReturn
 
 from sandbox_kernel.guest import enter, files, streams, tasks, threads
@@ -83,6 +85,7 @@ class Guest:
         self._files: dict[int, str] = {}
         """Where open files were at the end of the cell; in another root Linux cannot tell."""
         self._place = _current_folder()
+        self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
         self._parked = True
         self._pid = os.getpid()
 
@@ -91,8 +94,16 @@ class Guest:
         while True:
             try:
                 self._turn()
-            except (LinkClosed, WireError, OSError):
+            except (LinkClosed, WireError):
                 os._exit(0)
+            except OSError as error:
+                if error.errno in (errno.EBADF, errno.ENOTSOCK):
+                    _wait_for_the_end()
+                os._exit(0)
+            except BaseException:  # what the cell has put in the place of our own code
+                with contextlib.suppress(BaseException):
+                    print(traceback.format_exc(), file=sys.__stderr__)
+                os._exit(1)  # at once: nothing that runs at the end of an interpreter may hang
 
     def _turn(self) -> None:
         if self._children and not self._link.poll_frame():
@@ -180,11 +191,11 @@ class Guest:
 
     def _do_execute(self, frame: Frame) -> None:
         limit_open_files(frame.body["open_files"])
-        self._link.send(self._answer_of(self._interruptible(self._execute, frame)))
+        self._answer(self._interruptible(self._execute, frame))
 
     def _do_comm(self, frame: Frame) -> None:
         limit_open_files(frame.body["open_files"])
-        self._link.send(self._answer_of(self._interruptible(self._comm, frame)))
+        self._answer(self._interruptible(self._comm, frame))
 
     def _execute(self, frame: Frame) -> dict[str, Any]:
         return dict(self._requests.execute(frame.body))
@@ -208,19 +219,26 @@ class Guest:
                 self._link.publish(message)
         finally:
             hold_interrupts()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()  # the user may have closed or replaced it
+        streams.mend(self._streams)
         if os.getpid() != self._pid:  # a child that the cell forked, and that fell out of it
             os._exit(0)
         libc.flush_c_streams()  # or every fork would inherit what is in there, and write it too
         return reply
 
+    def _answer(self, reply: dict[str, Any]) -> None:
+        """Say that a request is done; a reply beyond the bounds of a frame is an error instead."""
+        try:
+            self._link.send(self._answer_of(reply))
+        except WireError as error:
+            text = str(error)
+            told = {"ename": "WireError", "evalue": text, "traceback": [f"WireError: {text}"]}
+            self._link.send(self._answer_of({"status": "error", **told}))
+
     def _do_prime(self, frame: Frame) -> None:
         """Load what completions need, once for all forks to come."""
         limit_open_files(frame.body["open_files"])
         self._requests.prime()
-        self._link.send(self._answer_of({"status": "ok"}))
+        self._answer({"status": "ok"})
 
     def _do_ask(self, frame: Frame) -> None:
         self._link.send({"op": "answer", "content": self._requests.ask(frame.body)})
@@ -273,6 +291,15 @@ def limit_open_files(limit: int | None) -> None:
     if limit is None:
         for fd in [os.dup(LINK_FD) for _ in range(FDS_NEEDED)]:
             os.close(fd)
+
+
+def _wait_for_the_end() -> NoReturn:
+    """Wait to be killed: the cell has closed the link, and the kernel has seen it.
+
+    To exit would look like the cell's own exit.
+    """
+    while True:
+        signal.pause()
 
 
 def _reap() -> None:

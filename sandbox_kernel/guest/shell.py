@@ -125,6 +125,12 @@ class _Callbacks:
         """Run `callback` in the loop, from any thread or signal handler."""
         self.loop.call_soon_threadsafe(callback, *args)
 
+    def call_later(self, delay_s: float, callback: Any) -> None:
+        """Do nothing: `quit()` would end the loop, and sessions are ended by the kernel."""
+
+    def stop(self) -> None:
+        """Do nothing, as above."""
+
 
 class GuestKernel(IPythonKernel):
     """ipykernel's IPython kernel, driven by frames."""

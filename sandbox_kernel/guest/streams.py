@@ -7,8 +7,10 @@ other. Nothing is buffered here: there is no thread that could flush it later.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import sys
 from typing import Any, Callable
 
 _current: list[Any] = [None]
@@ -85,6 +87,25 @@ class _Pipe(io.RawIOBase):
 
     def fileno(self) -> int:
         return self._stream.fileno()
+
+
+def mend(ours: dict[str, Any]) -> None:
+    """Put back each stream in place of which the cell left something that cannot be written.
+
+    `ours` holds the streams by their name in `sys`. Whoever cannot print sees nothing of it, so
+    the user is told. What can be written stays, and is flushed.
+    """
+    for name, stream in ours.items():
+        try:
+            found = getattr(sys, name)
+            if found is not stream:
+                found.write("")
+        except BaseException:  # the user's code, and no interrupt: those are held
+            setattr(sys, name, stream)
+            ours["stderr"].write(f"sys.{name} could not be written any more, and was put back.\n")
+        else:
+            with contextlib.suppress(BaseException):
+                found.flush()
 
 
 def forget_current() -> None:

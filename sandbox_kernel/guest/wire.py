@@ -21,6 +21,8 @@ PREFIX = struct.Struct("!III")
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_BUFFERS_BYTES = 256 * 1024 * 1024
 MAX_BUFFERS = 1024
+MAX_VALUES = 4_000_000
+"""Of one frame's JSON: an empty object takes two bytes as text, and seventy in memory."""
 
 
 class WireError(ValueError):
@@ -47,6 +49,7 @@ def encode(body: dict[str, Any], buffers: tuple[bytes, ...] = ()) -> bytes:
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     size = sum(map(len, buffers))
     check_bounds(len(text), size)
+    _check_values(text)
     return b"".join((PREFIX.pack(MAGIC, len(text), size), text, *buffers))
 
 
@@ -58,6 +61,16 @@ def check_bounds(json_bytes: int, buffers_bytes: int) -> None:
         raise WireError(
             f"a frame's buffers have {buffers_bytes} bytes, the limit is {MAX_BUFFERS_BYTES}"
         )
+
+
+def _check_values(text: bytes) -> None:
+    """Raise WireError if a frame's JSON may hold too many values to be parsed.
+
+    What begins a value is counted wherever it stands, in a text too: a bound, not the number.
+    """
+    # Fewer bytes cannot hold that many.
+    if len(text) > MAX_VALUES and sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise WireError(f"a frame's JSON may have over {MAX_VALUES} values, which is the limit")
 
 
 class Decoder:
@@ -89,6 +102,7 @@ class Decoder:
 
 
 def _parse(text: bytes, raw: bytes) -> Frame:
+    _check_values(text)
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:

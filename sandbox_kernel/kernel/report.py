@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sandbox_kernel.model import CellResult, Json, Limits, Outcome, Usage, total_memory_bytes
+from sandbox_kernel.session import advice
 from sandbox_kernel.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _RED = "\x1b[31m"
 _PLAIN = "\x1b[39m"
 _UNCHANGED = "the session is as it was before this cell"
-_UNITS = (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10))
 
 
 @dataclass(frozen=True)
@@ -77,41 +77,61 @@ def _memory(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
         total = format_size(total_memory_bytes(ceiling))
         reason = f"the session's variables and files and this cell needed more than {total}{seen}"
         return "MemoryLimitExceeded", reason, "delete variables and files you no longer need"
-    higher = min(2 * limit, ceiling.memory_bytes)
     return (
         "MemoryLimitExceeded",
         f"the cell needed more than {format_size(limit)} of memory{seen}",
-        _advice("memory", size_option(higher), at_ceiling=limit >= ceiling.memory_bytes),
+        advice.memory(result.limits, ceiling),
     )
 
 
 def _wall_time(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
-    limit = result.limits.wall_time_s
+    limit = format_duration(result.limits.wall_time_s)
     used = format_duration(result.usage.wall_s)
-    higher = min(2 * limit, ceiling.wall_time_s)
     return (
         "WallTimeLimitExceeded",
-        f"the cell ran longer than {format_duration(limit)} (it was stopped after {used})",
-        _advice("wall_time", seconds_option(higher), at_ceiling=limit >= ceiling.wall_time_s),
+        f"the cell ran longer than {limit} (it was stopped after {used}){_denied(result)}",
+        advice.wall_time(result.limits, ceiling),
     )
 
 
 def _cpu_time(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
-    limit = result.limits.cpu_time_s
+    limit = format_duration(result.limits.cpu_time_s)
     used = format_duration(result.usage.cpu_s)
-    higher = min(2 * limit, ceiling.cpu_time_s)
+    reason = f"the cell used more than {limit} of processor time (it had used {used})"
     return (
         "CpuTimeLimitExceeded",
-        f"the cell used more than {format_duration(limit)} of processor time (it had used {used})",
-        _advice("cpu_time", seconds_option(higher), at_ceiling=limit >= ceiling.cpu_time_s),
+        f"{reason}{_denied(result)}",
+        advice.cpu_time(result.limits, ceiling),
     )
 
 
+def _denied(result: CellResult) -> str:
+    """Tell what the limit of processes refused to a cell that went on all the same."""
+    denied = result.usage.denied_forks
+    limit = result.limits.processes
+    return f", and its limit `processes` of {limit} refused {denied} more" if denied else ""
+
+
+def _processes(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
+    limit, denied = result.limits.processes, result.usage.denied_forks
+    reason = (
+        f"the cell had {limit} processes and threads, was refused {denied} more, and its process"
+    )
+    advised = advice.processes(result.limits, ceiling)
+    return "ProcessLimitExceeded", f"{reason} its process then {_end(result)}", advised
+
+
+def _disk(result: CellResult, ceiling: Limits) -> tuple[str, str, str]:
+    limit = format_size(result.limits.disk_bytes)
+    reason = f"the session's files filled the {limit} they may take, and the cell's process"
+    advised = advice.disk(result.limits, ceiling)
+    return "DiskLimitExceeded", f"{reason} then {_end(result)}", advised
+
+
 def _crashed(result: CellResult, _ceiling: Limits) -> tuple[str, str, str]:
-    how = "stopped answering" if result.signal is None else f"died of {signal_text(result.signal)}"
     peak = result.usage.peak_memory_bytes
     seen = f" (peak memory {format_size(peak)})" if peak is not None else ""
-    return "CellCrashed", f"the cell's process {how}{seen}", ""
+    return "CellCrashed", f"the cell's process {_end(result)}{seen}", ""
 
 
 def _exited(result: CellResult, _ceiling: Limits) -> tuple[str, str, str]:
@@ -123,35 +143,23 @@ def _exited(result: CellResult, _ceiling: Limits) -> tuple[str, str, str]:
     )
 
 
+def _end(result: CellResult) -> str:
+    if result.signal is not None:
+        return f"died of {signal_text(result.signal)}"
+    if result.exit_code is not None:
+        return f"ended with exit code {result.exit_code}"
+    return "stopped answering"
+
+
 _WORDS: dict[Outcome, Callable[[CellResult, Limits], tuple[str, str, str]]] = {
     Outcome.MEMORY: _memory,
     Outcome.WALL_TIME: _wall_time,
     Outcome.CPU_TIME: _cpu_time,
+    Outcome.PROCESSES: _processes,
+    Outcome.DISK: _disk,
     Outcome.CRASHED: _crashed,
     Outcome.EXITED: _exited,
 }
-
-
-def _advice(option: str, value: str, *, at_ceiling: bool) -> str:
-    if at_ceiling:
-        return (
-            "that is the most this kernel allows: use less, "
-            f"or ask your teacher or administrator to raise `{option}`"
-        )
-    return f"to raise it begin the cell with `%%sandbox {option}={value}`"
-
-
-def size_option(size_bytes: int) -> str:
-    """Give a size as a `%%sandbox` line takes it, exactly: `512M`."""
-    for letter, factor in _UNITS:
-        if size_bytes and size_bytes % factor == 0:
-            return f"{size_bytes // factor}{letter}"
-    return str(size_bytes)
-
-
-def seconds_option(duration_s: float) -> str:
-    """Give a duration as a `%%sandbox` line takes it, `5s`."""
-    return f"{duration_s:g}s"
 
 
 def signal_text(number: int) -> str:

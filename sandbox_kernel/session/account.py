@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sandbox_kernel.model import Usage
+from sandbox_kernel.session import scratch
 from sandbox_kernel.session.ahead import Prepared
 from sandbox_kernel.session.cell import Cell
 from sandbox_kernel.session.guest import Guest
@@ -21,7 +22,7 @@ class Account:
         output.drain()
         output.stop()
         counted = cell.counted or prepared.place.cgroup.usage()
-        disk_bytes = pod.files_bytes(head)
+        disk_bytes = scratch.look(head).used_bytes
         used, self._disk_bytes = max(disk_bytes - self._disk_bytes, 0), disk_bytes
         return Usage(
             wall_s=cell.wall_s,
@@ -30,6 +31,7 @@ class Account:
             peak_processes=counted.peak_processes,
             disk_bytes=used,
             output_bytes=output.bytes_seen,
+            denied_forks=cell.hints.denied_forks(counted),
         )
 
     def in_all(self, pod: Pod) -> Usage:

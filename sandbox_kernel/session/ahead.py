@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandbox_kernel.errors import HostError, LaunchError, SandboxError, SessionLost
+from sandbox_kernel.model import Json, Limits
 from sandbox_kernel.session.background import Background
 from sandbox_kernel.session.guest import Guest
 from sandbox_kernel.session.place import Place
@@ -16,6 +17,17 @@ from sandbox_kernel.session.pod import Pod
 from sandbox_kernel.session.squasher import Squasher
 
 log = logging.getLogger("sandbox_kernel.session")
+
+PRIME_TIMEOUT_S = 15.0
+
+
+def prime_request(limits: Limits) -> tuple[Json, Limits]:
+    """Give the frame that has a guest load what completions need, and what that may take.
+
+    It runs the user's interpreter, which may make it last: a client waits for its completion.
+    """
+    body = {"op": "prime", "open_files": limits.open_files}
+    return body, replace(limits, wall_time_s=min(limits.wall_time_s, PRIME_TIMEOUT_S))
 
 
 @dataclass
@@ -63,8 +75,14 @@ class Ahead:
         self._spare: asyncio.Task[Place] | None = None
         self._layered: asyncio.Task[bool] | None = None
 
-    def build_spare(self) -> None:
-        """Begin to build the container after the next."""
+    def tidy_up(self, prove: Callable[[], None]) -> None:
+        """Do what no request has to wait for; where one waits it is done once that runs.
+
+        That is: let the head before the last go (`prove`), build the container after the next.
+        """
+        if self._pod.failure is not None:
+            return
+        prove()
         if self._spare is None:
             self._spare = self._background.start(self._pod.builder.build())
 
@@ -117,23 +135,24 @@ class Ahead:
     async def place_fork(self, forked: Fork) -> Prepared:
         """Place a child that the cell before forked while it was about to park."""
         try:
-            child = await forked.child
             await self.layered()
-            return await self.place(child)
+            return await self.place(forked.child)
         finally:
             forked.moved.set()
 
-    async def place(self, child: Guest) -> Prepared:
-        """Let a child enter a new place; closes it when that fails."""
+    async def place(self, forking: asyncio.Task[Guest]) -> Prepared:
+        """Let a child enter a place that is built while it is forked; ends it where that fails."""
         try:
             place = await self.take_place()
             try:
+                child = await forking
                 notes = await self._pod.enter(child, place)
             except BaseException:
                 await self._pod.drop(place)
                 raise
         except BaseException:
-            child.close()
+            with contextlib.suppress(SandboxError):
+                (await forking).close()
             raise
         place.release_namespaces()
         if not self._is_waiting():  # time to get ready for a request

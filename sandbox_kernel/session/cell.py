@@ -1,18 +1,14 @@
-"""One execution in one container: pass its events on, hold its limits, tell how it ended.
+"""One execution in one container: pass its events on, hold its limits, note how it ended.
 
-The verdict comes from what the host itself saw, in this order: a limit that this side enforced,
-the cgroup's own counters, the guest's word that it is done, the status it died with. An exit
-status alone is never a success: `os._exit(0)` proves nothing.
+What follows from that is decided in `verdict`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from sandbox_kernel.errors import (
     GuestGone,
@@ -34,56 +30,16 @@ from sandbox_kernel.model import (
     Outcome,
 )
 from sandbox_kernel.session.guest import Guest
+from sandbox_kernel.session.hints import Hints
+from sandbox_kernel.session.said import PUBLISHABLE, Done, check_content, size_of
 from sandbox_kernel.session.supervisor import RESTART_HINT
+from sandbox_kernel.session.verdict import CUT, Seen, Verdict, judge
 
-PUBLISHABLE = frozenset(
-    (
-        "display_data",
-        "update_display_data",
-        "execute_result",
-        "clear_output",
-        "error",
-        "comm_open",
-        "comm_msg",
-        "comm_close",
-    )
-)
-CUT = (Outcome.WALL_TIME, Outcome.CPU_TIME)
-"""Reasons to stop a cell that roll it back however it ends then."""
-_MAX_COMMS = 10_000
+PROMPT_CHARACTERS = 65_536
 CPU_CHECK_FLOOR_S = 0.02
 STATUS_WAIT_S = 0.5
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an execution ended."""
-
-    outcome: Outcome
-    committed: bool
-    reply: Json
-    traceback: tuple[str, ...] = ()
-    exit_code: int | None = None
-    signal: int | None = None
-    notes: tuple[str, ...] = ()
-    threads: tuple[str, ...] = ()
-    """Threads that outlive the cell and that a fork would lose."""
-    fragile: tuple[str, ...] = ()
-    """Those among them whose library hangs without them."""
-    alone: bool = True
-    """Whether the guest has one thread, and can park; else a fork of it parks."""
-    comms: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Done:
-    """A guest's last word on a request, checked."""
-
-    reply: Json
-    threads: tuple[str, ...]
-    fragile: tuple[str, ...]
-    comms: tuple[tuple[str, str], ...]
-    alone: bool
+LOOK_S = 0.2
+"""How often a running cell is looked at; that costs 0.1 ms."""
 
 
 def execute_body(execution: Execution, limits: Limits) -> Json:
@@ -121,7 +77,7 @@ class Cell:
         self,
         guest: Guest,
         cgroup: Cgroup,
-        limits: Limits,
+        hints: Hints,
         *,
         grace_s: float,
         sink: Callable[[Event], None],
@@ -129,9 +85,12 @@ class Cell:
         self._loop = asyncio.get_running_loop()
         self._guest = guest
         self._cgroup = cgroup
-        self._limits = limits
+        self._limits = hints.limits
         self._grace_s = grace_s
         self._sink = sink
+        self.hints = hints
+        self._failed: CgroupUsage | None = None
+        """As the cgroup counted when the cell failed."""
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._done: Done | None = None
         self._stopping: Outcome | None = None
@@ -153,6 +112,7 @@ class Cell:
         try:
             self._after(self._limits.wall_time_s, lambda: self.stop(Outcome.WALL_TIME))
             self._after(self._cpu_check_s(self._limits.cpu_time_s), self._check_cpu)
+            self._after(LOOK_S, self._check_memory)
             guest.link.send(body, buffers=buffers)
             await self._ended
         finally:
@@ -222,6 +182,19 @@ class Cell:
         else:
             self._after(self._cpu_check_s(left_s), self._check_cpu)
 
+    def _check_memory(self) -> None:
+        """End the cell when a process of it was killed for memory: the others may wait for ever.
+
+        v2 kills the group as a whole; v1 has no event for a kill, only one before it.
+        """
+        try:
+            if self._counters().oom_kills > 0:
+                self._kill()
+        except SandboxError as error:
+            self.fail(error)
+        else:
+            self._after(LOOK_S, self._check_memory)
+
     def _cpu_check_s(self, left_s: float) -> float:
         """Tell when the rest can be used up at the earliest, on all CPUs of the cell at once."""
         return max(left_s / max(self._limits.cpus, 1.0), CPU_CHECK_FLOOR_S)
@@ -269,7 +242,7 @@ class Cell:
         number = frame.body.get("sync")
         if type(number) is not int:
             raise ProtocolError("a cell sent a message without its number")
-        self._guest.link.send({"op": "ack", "sync": number})
+        self._guest.link.acknowledge(number)
 
     def _sync(self, frame: Frame) -> None:
         self._acknowledge(frame)
@@ -281,117 +254,52 @@ class Cell:
             raise ProtocolError(f"a cell may not publish {str(kind)[:40]!r}")
         if not isinstance(content, dict) or not isinstance(metadata, dict):
             raise ProtocolError(f"a cell sent a {kind} whose content is no object")
-        _check(str(kind), content)
+        check_content(str(kind), content)
         if kind == "error" and self._stopping in CUT:
             self._traceback = tuple(str(line) for line in content["traceback"])
         else:
+            if kind == "error":
+                self._hint(content)
             message = Message(str(kind), content, metadata, frame.buffers)
-            size = len(str(content)) + sum(map(len, frame.buffers))
+            size = size_of(content) + sum(map(len, frame.buffers))
             self._guest.output.admit(message, size)
         self._acknowledge(frame)
+
+    def _hint(self, error: Json) -> None:
+        """Put what a limit has refused below an error, the same in the message and in the reply."""
+        if self._failed is None:
+            with contextlib.suppress(SandboxError):  # what is wrong is told at the end
+                self._failed = self._counters()
+        if self._failed is not None:
+            self.hints.add_to(error, self._failed)
 
     def _input(self, frame: Frame) -> None:
         prompt, password = frame.body.get("prompt"), frame.body.get("password")
         if not isinstance(prompt, str) or not isinstance(password, bool):
             raise ProtocolError("a cell sent an input request without a prompt")
-        self._sink(InputRequest(prompt, password))
+        self._sink(InputRequest(prompt[:PROMPT_CHARACTERS], password))
         self._acknowledge(frame)
 
     def _finish(self, frame: Frame) -> None:
-        reply = frame.body.get("reply")
-        if not isinstance(reply, dict) or reply.get("status") not in ("ok", "error"):
-            raise ProtocolError("a cell is done without a reply")
-        if reply["status"] == "error":
-            _check("error", reply)
-        self._done = Done(
-            reply,
-            _texts(frame.body.get("threads")),
-            _texts(frame.body.get("fragile")),
-            _comms(frame.body.get("comms")),
-            frame.body.get("alone") is True,
-        )
+        self._done = Done.read(frame.body)
+        if self._done.reply["status"] == "error":
+            self._hint(self._done.reply)
         self._end()
 
     def _judge(self) -> Verdict:
         self.counted = self._counters()
-        if self.counted.oom_kills > 0:
-            return self._rolled_back(Outcome.MEMORY)
-        if self._stopping in CUT:
-            return self._rolled_back(self._stopping)
-        if self._failure is not None:
-            return self._rolled_back(Outcome.CRASHED, notes=(str(self._failure),))
-        if self._done is None:
-            return self._death()
-        reply = self._done.reply
-        outcome = Outcome.OK
-        if reply["status"] == "error":
-            interrupted = reply.get("ename") in ("KeyboardInterrupt", "CancelledError")
-            was_asked = self._stopping is Outcome.INTERRUPTED and interrupted
-            outcome = Outcome.INTERRUPTED if was_asked else Outcome.ERROR
-        return Verdict(
-            outcome,
-            committed=True,
-            reply=reply,
-            threads=self._done.threads,
-            fragile=self._done.fragile,
-            comms=self._done.comms,
-            alone=self._done.alone,
-        )
-
-    def _death(self) -> Verdict:
-        if self._stopping is Outcome.INTERRUPTED:
-            return self._rolled_back(Outcome.INTERRUPTED)
         status = self._guest.status.result() if self._guest.status.done() else None
-        if status is None:
-            return self._rolled_back(Outcome.CRASHED)
-        code, number = status
-        if code == os.CLD_EXITED:
-            return self._rolled_back(Outcome.EXITED, exit_code=number)
-        return self._rolled_back(Outcome.CRASHED, signal_number=number)
-
-    def _rolled_back(
-        self,
-        outcome: Outcome,
-        *,
-        exit_code: int | None = None,
-        signal_number: int | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> Verdict:
-        return Verdict(
-            outcome,
-            committed=False,
-            reply={},
-            traceback=self._traceback,
-            exit_code=exit_code,
-            signal=signal_number,
-            notes=notes,
+        refusal = None
+        if self._done is None:
+            refusal = self.hints.cause_of_death(self.counted, status)
+        return judge(
+            Seen(
+                oom_kills=self.counted.oom_kills,
+                stopping=self._stopping,
+                failure=self._failure,
+                done=self._done,
+                status=status,
+                refusal=refusal,
+                traceback=self._traceback,
+            )
         )
-
-
-def _check(kind: str, content: dict[str, Any]) -> None:
-    """Check the fields that this side or a client relies on."""
-    if kind == "error":
-        trace = content.get("traceback")
-        texts = (content.get("ename"), content.get("evalue"))
-        if not all(isinstance(text, str) for text in texts) or not isinstance(trace, list):
-            raise ProtocolError("a cell sent an error without name, value and traceback")
-        content["traceback"] = [str(line) for line in trace]
-    elif kind in ("display_data", "update_display_data", "execute_result"):
-        if not isinstance(content.get("data"), dict) or not isinstance(
-            content.get("metadata"), dict
-        ):
-            raise ProtocolError(f"a cell sent a {kind} without data")
-    elif kind.startswith("comm_") and not isinstance(content.get("comm_id"), str):
-        raise ProtocolError(f"a cell sent a {kind} without a comm")
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ProtocolError("a cell is done without its list of threads")
-    return tuple(str(item)[:200] for item in value[:1000])
-
-
-def _comms(value: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, dict) or len(value) > _MAX_COMMS:
-        raise ProtocolError("a cell is done without its list of comms")
-    return tuple((str(name)[:200], str(target)[:1000]) for name, target in value.items())

@@ -23,8 +23,12 @@ from sandbox_kernel.guest.wire import Decoder, Frame, WireError, encode
 _CREDENTIALS = struct.Struct("3i")
 _READ_BYTES = 1 << 20
 _READS_PER_TURN = 8
-_CAUSE_CHARACTERS = 500
 """How many reads one guest gets before the loop looks at others: a flood must not starve them."""
+_CAUSE_CHARACTERS = 500
+MAX_UNREAD = 4
+"""Frames that nobody has asked for yet; a guest speaks when asked."""
+MAX_UNSENT = 4096
+"""Frames for a guest that does not read; it waits for each acknowledgement, in every thread."""
 
 
 class GuestLink:
@@ -79,6 +83,12 @@ class GuestLink:
         if data:
             self._outbox.append(data)
             self._flush()
+
+    def acknowledge(self, number: int) -> None:
+        """Tell the guest that a frame is taken; raises ProtocolError if it never reads that."""
+        if len(self._outbox) > MAX_UNSENT:
+            raise ProtocolError("a guest sends and sends, and reads nothing")
+        self.send({"op": "ack", "sync": number})
 
     def _flush(self) -> None:
         if self._sock.fileno() < 0:
@@ -152,11 +162,14 @@ class GuestLink:
                     self.on_child_exit(frame)
                 elif self.handler is not None:
                     self.handler(frame)
-                else:
+                elif len(self._inbox) < MAX_UNREAD:
                     self._inbox.append(frame)
+                else:
+                    raise ProtocolError("a guest speaks though nobody asked")
         except (WireError, ProtocolError) as error:
             failure = error if isinstance(error, ProtocolError) else ProtocolError(str(error))
             self.kill()
+            self._inbox.clear()  # nor does anything count that it said before
             self._end(failure)
             return False
         self._wake()

@@ -47,8 +47,9 @@ from sandbox_kernel.units import format_size
 log = logging.getLogger("sandbox_kernel.session")
 
 BOOT_TIMEOUT_S = 60.0
-FORK_TIMEOUT_S = 60.0
-ENTER_TIMEOUT_S = 30.0
+FORK_TIMEOUT_S = 10.0
+ENTER_TIMEOUT_S = 10.0
+"""A guest that was tampered with may never answer, and the next cell waits for as long."""
 MONITOR_TIMEOUT_S = 5.0
 NO_OPAQUE_FOLDERS = (
     "Before Linux 6.6 a folder of an earlier cell, or of the notebook, that held files cannot be "
@@ -186,9 +187,9 @@ class Pod:
             child.identify()
         except GuestGone as error:
             child.close()
-            if self.failure is not None or parent.link.failure is not None:
-                raise self.failure or SessionLost("a head is gone", hint=RESTART_HINT) from error
-            if parent.is_head:
+            if self.failure is not None:
+                raise self.failure from error
+            if parent.is_head and parent.link.failure is None:
                 hint = f"{REMEDIES[errno.EAGAIN]}; restart the kernel if that does not help"
                 raise HostError("the session's head could not be forked", hint=hint) from error
             raise ProtocolError("a guest could not be forked") from error
@@ -201,6 +202,8 @@ class Pod:
         guest = Guest(sock)
         guest.link.on_child_exit = self._hear
         self._guests = [known for known in self._guests if not known.closed] + [guest]
+        # A head that was replaced has told nobody how its last fork ended, and never will.
+        self._forked = {number: it for number, it in self._forked.items() if not it.closed}
         return guest
 
     def _hear(self, frame: Frame) -> None:
@@ -337,15 +340,6 @@ class Pod:
             peak_processes=len(self.cgroup.processes()),
             disk_bytes=disk_bytes,
         )
-
-    def files_bytes(self, head: Guest) -> int:
-        """Give how much the files of all layers take, as any guest's root shows."""
-        # An overlay answers with the figures of the file system of its upper: the scratch.
-        try:
-            info = os.statvfs(f"/proc/{head.pid}/root")
-        except OSError as error:
-            raise SessionLost("the session's head is gone", hint=RESTART_HINT) from error
-        return (info.f_blocks - info.f_bfree) * info.f_frsize
 
     async def resize(self, disk_bytes: int) -> None:
         """Set how much the files of all layers may take; raises ConfigError below what they do."""

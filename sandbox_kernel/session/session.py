@@ -30,14 +30,16 @@ from sandbox_kernel.model import (
     SessionSpec,
     Usage,
 )
-from sandbox_kernel.session import resident
+from sandbox_kernel.session import resident, scratch
 from sandbox_kernel.session.account import Account
-from sandbox_kernel.session.ahead import Ahead, Fork, Prepared
+from sandbox_kernel.session.ahead import Ahead, Fork, Prepared, prime_request
 from sandbox_kernel.session.background import Background, aside
-from sandbox_kernel.session.cell import Cell, Verdict, comm_body, execute_body
-from sandbox_kernel.session.guest import Guest
+from sandbox_kernel.session.cell import Cell, comm_body, execute_body
+from sandbox_kernel.session.heads import HEAD_SPOILT, Heads
+from sandbox_kernel.session.hints import Hints
 from sandbox_kernel.session.pod import Pod
 from sandbox_kernel.session.supervisor import RESTART_HINT
+from sandbox_kernel.session.verdict import Verdict
 
 Sink = Callable[[Event], None]
 
@@ -56,9 +58,7 @@ class Session:
         self.spec = spec
         self.comms: Mapping[str, str] = {}
         self._begun: Pod | None = None
-        self._head: Guest | None = None
-        self._head_layer: int | None = None
-        """The layer of the head if it added no files: to be thrown away with the head."""
+        self._begun_heads: Heads | None = None
         self._resident: Prepared | None = None
         self._primed = False
         self._next: asyncio.Task[Prepared] | None = None
@@ -79,11 +79,10 @@ class Session:
         return self._begun
 
     @property
-    def _state(self) -> Guest:
-        """The head: who holds the committed state."""
-        if self._head is None:
+    def _heads(self) -> Heads:
+        if self._begun_heads is None:
             raise SessionLost("the session is not up")
-        return self._head
+        return self._begun_heads
 
     def begin(self) -> None:
         """Start the session's processes and return at once; raises HostError, ConfigError."""
@@ -102,23 +101,12 @@ class Session:
         head = await pod.boot(self._lose)
         self._ahead = Ahead(pod, self._background, self._lock.locked)
         layer = await pod.supervisor.ask({"op": "commit", "layer": 0}, "committed")
-        self._become_head(head, None if layer["changed"] else 0)
+        self._begun_heads = Heads(pod, self._note_return)
+        self._heads.become(head, 0, has_files=layer["changed"])
         self._prepare()
 
-    def _become_head(self, head: Guest, empty_layer: int | None) -> None:
-        """Let a parked guest hold the state from now on, and end the one that did."""
-        old, old_layer = self._head, self._head_layer
-        self._head, self._head_layer = head, empty_layer
-        head.refuse_frames()
-        head.on_exit(self._head_died)
-        if old is not None:
-            old.retire()
-            self._pod.end_strangers()
-            if old_layer is not None:
-                self._pod.discard(old_layer)
-
-    def _head_died(self) -> None:
-        self._pod.supervisor.lose(SessionLost("the session's head was killed", hint=RESTART_HINT))
+    def _note_return(self) -> None:
+        self._notes = (HEAD_SPOILT,)
 
     def _lose(self) -> None:
         """Take it that the session is dead: end what waits, and what is left of it."""
@@ -138,9 +126,10 @@ class Session:
             self._cell.fail(pod.failure or SessionLost("the session was closed"))
         if self._forked is not None:
             self._forked.moved.set()
-        for guest in (self._head, self._resident.child if self._resident else None):
-            if guest is not None:
-                guest.on_exit(lambda: None)
+        if self._begun_heads is not None:
+            self._begun_heads.release()
+        if self._resident is not None:
+            self._resident.child.on_exit(lambda: None)
         pod.kill()
 
     def _prepare(self) -> None:
@@ -161,9 +150,11 @@ class Session:
             prepared = await self._ahead.place_fork(forked)
         else:
             await self._settle_down()
-            prepared = await self._ahead.place(await self._pod.fork(self._state))
+            fork = self._background.start(self._pod.fork(self._heads.current))
+            prepared = await self._ahead.place(fork)
         await self._settle_down()
-        self._ahead.build_spare()
+        if not self._lock.locked():
+            self._ahead.tidy_up(self._heads.prove)
         return prepared
 
     async def _take(self) -> Prepared:
@@ -186,6 +177,8 @@ class Session:
                 is_new = isinstance(error, LaunchError) and task is None  # not of a moment ago
                 if is_new or (not left and isinstance(error, HostError)):
                     raise
+                if left < ATTEMPTS - 1 and isinstance(error, ProtocolError):
+                    self._heads.go_back()
                 continue
             if prepared.is_ready:
                 return prepared
@@ -204,7 +197,7 @@ class Session:
         place = await self._ahead.take_place()
         try:
             head = await resident.checkpoint(self._pod, before.child)
-            self._become_head(head, None)
+            self._heads.adopt(head, None)
             notes = await resident.move_on(self._pod, before.child, before.place, place)
         except BaseException:
             await self._pod.drop(place)
@@ -231,13 +224,12 @@ class Session:
             await self.ready()
             if msg_type == "complete_request" and not self._primed:
                 self._primed = True
-                limits = self.spec.limits
-                body: Json = {"op": "prime", "open_files": limits.open_files}
+                body, limits = prime_request(self.spec.limits)
                 await self._run(body, (), limits, lambda _: None)
             await self._settle_down()
             if self._resident is not None:
-                fork = await self._pod.fork(self._resident.child, live=True)
-                prepared = await self._ahead.place(fork)
+                fork = self._pod.fork(self._resident.child, live=True)
+                prepared = await self._ahead.place(self._background.start(fork))
             else:
                 prepared = await self._take()
             try:
@@ -270,14 +262,17 @@ class Session:
         self, body: Json, buffers: tuple[bytes, ...], limits: Limits, sink: Sink
     ) -> CellResult:
         prepared = await self._take()
+        hints = Hints(limits, self.spec.ceiling, lambda: scratch.look(self._heads.current))
         cell = Cell(
-            prepared.child, prepared.place.cgroup, limits, grace_s=self.spec.grace_s, sink=sink
+            prepared.child, prepared.place.cgroup, hints, grace_s=self.spec.grace_s, sink=sink
         )
         self._cell, self._running = cell, prepared
         was_resident = self._resident is not None
         try:
             if limits != self.spec.limits:
                 self._pod.limit(prepared.place, limits)
+            # When this is called the request is sent.
+            asyncio.get_running_loop().call_soon(self._ahead.tidy_up, self._heads.prove)
             verdict = await cell.run(body, buffers)
             usage = await self._conclude(prepared, cell, verdict)
         except SandboxError:
@@ -308,7 +303,7 @@ class Session:
         self.comms = dict(verdict.comms)
         cgroup = prepared.place.cgroup
         await resident.kill_others(cgroup, prepared.child)
-        usage = self._account.of_cell(self._pod, self._state, prepared, cell)
+        usage = self._account.of_cell(self._pod, self._heads.current, prepared, cell)
         if verdict.threads:  # a fork would lose them: the guest itself goes on
             if self._resident is None:
                 self._pod.watch(prepared.child)  # its parent, the head, is about to be replaced
@@ -335,7 +330,7 @@ class Session:
             self._pod.end_if_lost(error)
             if self._pod.failure is not None:
                 raise
-            self._notes = (f"The variables are as they were before the last cell: {error}.",)
+            self._notes = (f"Files and variables are as they were before the last cell: {error}.",)
             if forked is not None:
                 await forked.abandon()
             await self._abandon(prepared)
@@ -353,7 +348,7 @@ class Session:
         else:  # its threads are such as a fork may lose; but a head has one thread
             head = await resident.checkpoint(pod, child)
             child.retire()
-        self._become_head(head, None if await self._ahead.layered() else place.layer)
+        self._heads.become(head, place.layer, has_files=await self._ahead.layered())
         if forked is not None:
             await forked.moved.wait()  # until then the fork is in this cell's cgroup
         place.close()
@@ -372,7 +367,7 @@ class Session:
         """Kill everything in the cell's container and drop its files."""
         child, place = prepared.child, prepared.place
         place.cgroup.kill()
-        usage = self._account.of_cell(self._pod, self._state, prepared, cell)
+        usage = self._account.of_cell(self._pod, self._heads.current, prepared, cell)
         await self._pod.discarded(place.layer)  # or we learn that init is dead, too
         child.on_exit(lambda: None)
         child.close()
@@ -380,7 +375,8 @@ class Session:
         if self._resident is not None:
             self._resident = None
             if prepared.fragile:
-                self._notes = await resident.rehydrate(self._pod, self._state, self._become_head)
+                heads = self._heads
+                self._notes = await resident.rehydrate(self._pod, heads.current, heads.adopt)
         return usage
 
     def interrupt(self) -> None:

@@ -36,6 +36,8 @@ class Exchange:
     reply_s: float | None = None
     idle_s: float | None = None
     stdout_bytes: int = 0
+    last_text: str = ""
+    """The last piece of stdout."""
     reply: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -112,6 +114,19 @@ class Probe:
         self.listen(exchange, until=lambda: exchange.finished)
         return exchange.sent_s + exchange.total_s - sent_s
 
+    def control_info(self) -> float:
+        """Ask for kernel_info on the control channel; give the seconds until the reply is here."""
+        message = self._client.session.msg("kernel_info_request", content={})
+        sent_s = time.perf_counter()
+        self._client.control_channel.send(message)
+        deadline_s = sent_s + self._patience_s
+        while True:
+            for answer, at_s in self._receive(deadline_s):
+                if answer["parent_header"].get("msg_id") == message["header"]["msg_id"] and (
+                    answer["msg_type"] == "kernel_info_reply"
+                ):
+                    return at_s - sent_s
+
     def listen(self, exchange: Exchange, *, until: Callable[[], bool]) -> None:
         """Take messages in until the condition holds."""
         deadline_s = time.perf_counter() + self._patience_s
@@ -173,4 +188,5 @@ def _note(exchange: Exchange, message: dict[str, Any], after_s: float) -> None:
         if exchange.first_output_s is None:
             exchange.first_output_s = after_s
         if message["content"]["name"] == "stdout":
+            exchange.last_text = message["content"]["text"]
             exchange.stdout_bytes += len(message["content"]["text"].encode())

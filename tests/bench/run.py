@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.bench import kernels
+from tests.bench import hostile, kernels
+from tests.bench.hostile import HOSTILE_MEASURES, SUBJECT_ONLY
 from tests.bench.images import IMAGE_MEASURES, images
 from tests.bench.measure import BenchError
 from tests.bench.report import SIDES, STOCK, SUBJECT, Measure, Series, interleave
@@ -43,7 +44,7 @@ BARE = Measure("bare-python", "python -c pass: bare | in bubblewrap", "ms")
 
 CELL_MEASURES = (PASS_THINK, PASS_BACK_TO_BACK, FIRST_OUTPUT, STDOUT, INTERRUPT)
 KERNEL_MEASURES = (START, FIRST_CELL, WEIGHT, PROCESSES, *CELL_MEASURES, PASS_ARRAY, BARE)
-ALL_MEASURES = (*KERNEL_MEASURES, *IMAGE_MEASURES)
+ALL_MEASURES = (*KERNEL_MEASURES, *HOSTILE_MEASURES, *IMAGE_MEASURES)
 OPTIONAL_MEASURES = (PASS_OBJECTS,)
 
 MAKE_ARRAY = """\
@@ -87,7 +88,7 @@ class Bench:
         """Measure everything that is wanted; a measure that fails says so and the run goes on."""
         yield from self._starts()
         with Pair(self._settings) as pair:
-            for measure in CELL_MEASURES:
+            for measure in (*CELL_MEASURES, *HOSTILE_MEASURES):
                 yield from self._cells(pair, measure)
         for measure, code in ((PASS_ARRAY, MAKE_ARRAY), (PASS_OBJECTS, MAKE_OBJECTS)):
             # Kernels of their own: former states of these sessions hold the memory too.
@@ -138,12 +139,14 @@ class Bench:
             return
         series = Series(measure)
         settings = self._settings
-        rare = measure in (STDOUT, INTERRUPT)
+        rare = measure in (STDOUT, INTERRUPT, *HOSTILE_MEASURES)
         count, block = (settings.floods, 1) if rare else (settings.executions, BLOCK)
         with recorded(series):
             done = 0
             for side, size in interleave(count, block):
                 self._advance(measure.title, done, 2 * count)
+                if side == STOCK and measure in SUBJECT_ONLY:
+                    continue
                 try:
                     series.samples[side] += _take(pair.probe(side), series, side=side, size=size)
                 except BenchError as error:
@@ -253,6 +256,8 @@ def _take(probe: Probe, series: Series, *, side: str, size: int) -> list[float]:
         return [_first_output_ms(probe) for _ in range(size)]
     if series.measure == STDOUT:
         return [_flood_mb_per_s(probe, series, side) for _ in range(size)]
+    if series.measure in HOSTILE_MEASURES:
+        return hostile.take(probe, series.measure)
     if series.measure == INTERRUPT:
         return [_interrupt_ms(probe) for _ in range(size)]
     return [_pass_ms(probe) for _ in range(size)]

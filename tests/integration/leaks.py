@@ -104,20 +104,22 @@ def zombies() -> set[int]:
     return pids
 
 
-def descriptors() -> Counter[str]:
-    """Give what the open descriptors of this process stand for, and how many there are of each."""
+def descriptors(pid: int | None = None) -> Counter[str]:
+    """Give what the open descriptors of a process stand for, and how many there are of each."""
     found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
+    folder = f"/proc/{pid or 'self'}/fd"
+    for fd in os.listdir(folder):
         try:
-            found[_kind(os.readlink(f"/proc/self/fd/{fd}"))] += 1
+            found[_kind(os.readlink(f"{folder}/{fd}"))] += 1
         except OSError:  # the one of the listing itself
             continue
     return found
 
 
 def _kind(target: str) -> str:
-    # A socket's or pipe's number says nothing; what it is does.
-    return target.partition("[")[0] if target.partition(":")[2].startswith("[") else target
+    # A socket's or pipe's number says nothing; what it is does. An anon_inode has no number.
+    kind, _, rest = target.partition(":")
+    return f"{kind}:" if rest.startswith("[") and kind != "anon_inode" else target
 
 
 def mounts() -> Counter[str]:

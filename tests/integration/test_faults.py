@@ -211,7 +211,7 @@ except OSError as error:
 async def test_full_scratch_is_an_exception_and_rolls_back(box: Driver) -> None:
     ran = await box.run(FILL + "os._exit(1)", disk_bytes=64 << 20)
     assert ran.text() == "ENOSPC\n"
-    assert ran.outcome is Outcome.EXITED
+    assert (ran.outcome, ran.result.exit_code) == (Outcome.DISK, 1)
     assert await box.value("x") == 1
     await box.ok("open('/tmp/much', 'wb').write(bytes(48 << 20))", disk_bytes=64 << 20)
 
@@ -261,7 +261,7 @@ async def test_exhausted_inodes(box: Driver) -> None:
     )
     assert done.returncode == 0, done.stderr
     ran = await box.run(EXHAUST + "os._exit(1)")
-    assert (ran.outcome, ran.text()) == (Outcome.EXITED, "ENOSPC\n")
+    assert (ran.outcome, ran.text()) == (Outcome.DISK, "ENOSPC\n")
     assert await box.ok(EXHAUST) == "ENOSPC\n"
     assert await box.value("n > 1000") is True
     ran = await box.run("n = 0\n" + EXHAUST.replace("many", "more") + "assert n == -1")

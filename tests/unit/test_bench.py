@@ -163,6 +163,29 @@ def test_bars_are_those_agreed_on() -> None:
         "image-cached": 1.0,
         "image-layers": 1.2,
     }
+    most = {measure.key: measure.most for measure in ALL_MEASURES if measure.most is not None}
+    assert most == {
+        "limit-stop": 500,
+        "limit-kill": 500,
+        "limit-memory": 500,
+        "after-kill": 50,
+        "flood-info": 100,
+    }
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [([40.0] * 20, "pass"), ([40.0] * 10 + [60.0] * 10, "missed by 20.0%"), ([], "-")],
+)
+def test_a_bar_of_the_subject_alone_is_for_nearly_all_samples(
+    subject: list[float], expected: str
+) -> None:
+    bounded = series(Measure("x", "x", "ms", most=50), [], subject)
+    assert verdict(bounded) == expected
+    text = io.StringIO()
+    table = as_table([bounded], title="t", sides={STOCK: "python3", SUBJECT: "sandbox-python"})
+    Console(file=text, width=140).print(table)
+    assert "p95 <= 50.0" in text.getvalue()
 
 
 def test_an_exchange_ends_with_both_reply_and_idle() -> None:

@@ -10,10 +10,18 @@ from sandbox_kernel.config import parse_cell
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.kernel import answers, report
 from sandbox_kernel.model import CellResult, Outcome, Usage
+from sandbox_kernel.session import advice
 from sandbox_kernel.units import parse_duration, parse_size
 from tests.fakes.session import CEILING
 
-LOW = replace(CEILING, memory_bytes=256 << 20, wall_time_s=5.0, cpu_time_s=3.0)
+LOW = replace(
+    CEILING,
+    memory_bytes=256 << 20,
+    wall_time_s=5.0,
+    cpu_time_s=3.0,
+    processes=8,
+    disk_bytes=256 << 20,
+)
 
 
 def killed(outcome: Outcome, **fields: object) -> CellResult:
@@ -41,6 +49,8 @@ def test_committed_cells_speak_for_themselves(outcome: Outcome) -> None:
         (Outcome.MEMORY, "%%sandbox memory=512M"),
         (Outcome.WALL_TIME, "%%sandbox wall_time=10s"),
         (Outcome.CPU_TIME, "%%sandbox cpu_time=6s"),
+        (Outcome.PROCESSES, "%%sandbox processes=16"),
+        (Outcome.DISK, "%%sandbox disk=512M"),
     ],
 )
 def test_below_the_ceiling_the_advice_is_a_line_that_works(outcome: Outcome, line: str) -> None:
@@ -86,13 +96,13 @@ def test_sandbox_errors_tell_remedy_and_remark() -> None:
 
 @given(st.integers(min_value=0, max_value=1 << 50))
 def test_size_option_is_exact(size_bytes: int) -> None:
-    assert parse_size(report.size_option(size_bytes)) == size_bytes
+    assert parse_size(advice.size_option(size_bytes)) == size_bytes
 
 
 @given(st.integers(min_value=1, max_value=10**6))
 def test_seconds_option_is_readable(milliseconds: int) -> None:
     seconds = milliseconds / 1000
-    assert parse_duration(report.seconds_option(seconds)) == pytest.approx(seconds, rel=1e-4)
+    assert parse_duration(advice.seconds_option(seconds)) == pytest.approx(seconds, rel=1e-4)
 
 
 def test_status_table_without_a_session() -> None:
