@@ -241,7 +241,19 @@ async def test_no_room_for_a_child() -> None:
     assert_gone(seen)
 
 
-@pytest.mark.parametrize("processes", [6, 7])
+async def test_no_room_for_the_head_before() -> None:
+    """A cell runs beside two heads, the new one and the one before: that is one process more."""
+    with group_for_kernel(6) as script:
+        seen = run_spoilt(script, {"cell": "x = 1"}, {"cell": "print(x)"}, {"cell": "print(x)"})
+    first, *others = seen.steps
+    assert first["outcome"] == "ok"
+    for step in others:
+        assert step["error"] == "HostError"
+        assert "raise pids.max" in step["hint"]
+    assert_gone(seen)
+
+
+@pytest.mark.parametrize("processes", [7, 8])
 async def test_hardly_room_for_a_session(processes: int) -> None:
     """The kernel itself may get no thread; what has not ended yet may be one process too many."""
     steps = ({"cell": "x = 1"}, {"cell": "import os; os._exit(3)"}, *[{"cell": "print(x)"}] * 3)
