@@ -17,7 +17,7 @@ from sandbox_kernel.image.media import digest_of
 from sandbox_kernel.image.store import Store
 from sandbox_kernel.image.stored_image import StoredImage
 
-Pull = Callable[[str], StoredImage]
+Pull = Callable[[str, Platform], StoredImage]
 """Fetches an image from its registry; raises ImageError."""
 
 PACKAGES = "/usr/local/lib/sandbox-kernel/packages"
@@ -45,17 +45,17 @@ def find_base(origin: Origin, store: Store, platform: Platform, pull: Pull | Non
         return Base("scratch", ImageConfig(platform))
     if origin.kind is Kind.HOST:
         return _host(platform)
-    return _of_image(_stored(origin.image, store, pull), platform)
+    return _of_image(_stored(origin.image, store, platform, pull), platform)
 
 
-def _stored(name: str, store: Store, pull: Pull | None) -> StoredImage:
+def _stored(name: str, store: Store, platform: Platform, pull: Pull | None) -> StoredImage:
     try:
         return store.resolve(name)
     except ImageError as error:
         if pull is None:
             raise
         try:
-            return pull(name)
+            return pull(name, platform)
         except ImageError as failed:
             raise ImageError(
                 f"{error.message}, and it cannot be pulled: {failed.message}",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
+from sandbox_kernel.build.base import Pull
 from sandbox_kernel.build.builder import build
 from sandbox_kernel.build.dockerfile import parse
 from sandbox_kernel.build.options import BuildOptions
@@ -84,7 +84,7 @@ def perform(asked: Asked) -> None:
         store = stack.enter_context(opened_store(unpacks=True))
         screen = stack.enter_context(shown(mode=asked.progress, quiet=asked.quiet))
         steps = Steps(screen)
-        options = replace(options, pull=_puller(store, screen, options.platform))
+        options = replace(options, pull=_puller(store, screen))
         if asked.refresh:
             _refresh(store, screen, options)
         try:
@@ -111,12 +111,10 @@ def _tell(asked: Asked, image: StoredImage, steps: Steps) -> None:
         put(f"Built {short(image.image_id)}{called}, {format_size(image.size_bytes)}")
 
 
-def _puller(
-    store: Store, screen: Screen, platform: Platform | None
-) -> Callable[[str], StoredImage]:
+def _puller(store: Store, screen: Screen) -> Pull:
     """Give what fetches a base image, and shows it."""
 
-    def pull(name: str) -> StoredImage:
+    def pull(name: str, platform: Platform) -> StoredImage:
         reference = Reference.parse(name)
         screen.line(f"    pulling {reference}", "dim")
         return fetch(store, reference, screen, platform=platform)
@@ -139,9 +137,9 @@ def _refresh(store: Store, screen: Screen, options: BuildOptions) -> None:
     )
     for stage in found.order():
         if stage.origin.kind is Kind.IMAGE:
-            pull = _puller(store, screen, stage.platform or found.platform)
+            pull = _puller(store, screen)
             try:
-                pull(stage.origin.image)
+                pull(stage.origin.image, stage.platform or found.platform)
             except ImageError as error:
                 raise stage.begin.place.error(error.message, hint=error.hint) from error
 

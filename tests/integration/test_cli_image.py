@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_kernel.image.documents import digest_of
+from sandbox_kernel.image.documents import Platform, digest_of
 from tests.fakes.registry import FakeImage, FakeRegistry, Handler, layer
 from tests.integration import leaks
 
@@ -256,6 +256,22 @@ def test_an_interrupt_of_a_pull_leaves_nothing(start: Callable[..., Running]) ->
     assert running.text.rstrip().endswith("Error: interrupted")
     assert left(running.process.pid, "no such argument") == []
     assert run("image", "list", "-q").stdout == ""
+
+
+def test_a_base_is_pulled_for_the_platform_of_its_stage(context: Path) -> None:
+    registry = FakeRegistry()
+    try:
+        elsewhere = Platform("linux", "s390x")
+        registry.put(FakeImage((layer(("a", b"1")),), platform=elsewhere))
+        name = f"{registry.host}/team/app:1"
+        write(context, f"FROM --platform={elsewhere} {name}", "LABEL a=b")
+        built = run("image", "build", "--json", context)
+        again = run("image", "build", "--pull", "--json", context)
+    finally:
+        registry.close()
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["platform"] == str(elsewhere)
+    assert json.loads(again.stdout)["id"] == json.loads(built.stdout)["id"]
 
 
 def test_an_image_becomes_a_kernel(context: Path, tmp_path: Path) -> None:
