@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,12 +15,10 @@ from sandbox_kernel.build.mounts import Mount
 from sandbox_kernel.build.options import BuildOptions
 from sandbox_kernel.build.stages import Stage
 from sandbox_kernel.errors import BuildError
+from sandbox_kernel.image.cache_mounts import Look
 from sandbox_kernel.image.store import Store
 from sandbox_kernel.image.view import View
 from sandbox_kernel.model import Bind
-
-CACHES = "cache-mounts"
-"""The folder of the store with what `type=cache` keeps from build to build."""
 
 
 @dataclass
@@ -120,20 +116,12 @@ class RunMounts:
     def _cache(self, mount: Mount, stack: ExitStack) -> Path:
         """Give the folder of a cache: alone where it is locked, another one where private."""
         name = short_digest(mount.id)
-        above = self._store.folder / CACHES
-        above.mkdir(mode=0o700, exist_ok=True)
         if mount.sharing == "locked":
             stack.enter_context(self._store.locked(f"cache-mount-{name}"))
-        number = 0
-        while mount.sharing == "private" and not _taken(above / f"{name}.{number}.lock", stack):
-            number += 1
-        folder = above / (f"{name}.{number}" if mount.sharing == "private" else name)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            folder.chmod(0o755 if mount.mode is None else mount.mode)
-            if os.geteuid() == 0:
-                os.chown(folder, mount.uid or 0, mount.gid or 0)
-        return folder
+        mode = 0o755 if mount.mode is None else mount.mode
+        look = Look(mode, mount.uid or 0, mount.gid or 0)
+        alone = mount.sharing == "private"
+        return stack.enter_context(self._store.cache_mounts.used(name, look, alone=alone))
 
     def _copied(self, run: ins.Run, mount: Mount, stage: Stage, stack: ExitStack) -> Path:
         """Copy what a bind mount shows: what a step writes to it is thrown away."""
@@ -151,17 +139,6 @@ def _is_file(node: object) -> bool:
 
 def _copy_of(run: ins.Run, mount: Mount) -> ins.Copy:
     return ins.Copy(run.place, (mount.source or "/",), "/", stage=mount.stage)
-
-
-def _taken(path: Path, stack: ExitStack) -> bool:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return False
-    stack.callback(os.close, fd)
-    return True
 
 
 def as_written(mounts: tuple[Mount, ...]) -> str:

@@ -43,9 +43,10 @@ def prune(
     for digest in pruned.images:
         put(f"Removed {short(digest)}")
     records = f", build cache records: {len(pruned.records)}" if build_cache else ""
+    mounts = f", cache mounts: {pruned.cache_mounts}" if build_cache else ""
     put(
         f"Images: {len(pruned.images)}{records}, blobs: {len(pruned.blobs)}, "
-        f"unpacked layers: {len(pruned.layers)}"
+        f"unpacked layers: {len(pruned.layers)}{mounts}"
     )
     put(f"Freed {format_size(pruned.size_bytes)}")
 
@@ -56,6 +57,7 @@ def _pruned(pruned: Pruned) -> dict[str, object]:
         "build_cache_records": len(pruned.records),
         "blobs": list(pruned.blobs),
         "layers": list(pruned.layers),
+        "cache_mounts": pruned.cache_mounts,
         "freed_bytes": pruned.size_bytes,
     }
 
@@ -82,6 +84,7 @@ def disk_usage(*, verbose: bool, as_json: bool) -> None:
         ("TYPE", "COUNT", "SIZE", "RECLAIMABLE"),
         ("Images", str(len(usage.images)), format_size(usage.images_bytes), format_size(free)),
         ("Build cache", str(usage.cache_records), *[format_size(usage.cache_bytes)] * 2),
+        ("Cache mounts", str(usage.cache_mounts), *[format_size(usage.mounts_bytes)] * 2),
         ("Unused", "-", *[format_size(usage.unused_bytes)] * 2),
         ("Total", "-", format_size(usage.total_bytes), "-"),
     ]
@@ -118,6 +121,8 @@ def _usage(usage: DiskUsage) -> dict[str, object]:
         "images_bytes": usage.images_bytes,
         "build_cache_records": usage.cache_records,
         "build_cache_bytes": usage.cache_bytes,
+        "cache_mounts": usage.cache_mounts,
+        "cache_mounts_bytes": usage.mounts_bytes,
         "unused_bytes": usage.unused_bytes,
         "total_bytes": usage.total_bytes,
     }

@@ -31,13 +31,16 @@ class ImageUsage:
 class DiskUsage:
     """What a store takes on disk.
 
-    `cache_bytes` is what only the build cache keeps, `unused_bytes` what nothing leads to.
+    `cache_bytes` is what only the build cache keeps, `mounts_bytes` what its mounts hold,
+    `unused_bytes` what nothing leads to.
     """
 
     images: tuple[ImageUsage, ...]
     images_bytes: int
     cache_records: int
     cache_bytes: int
+    cache_mounts: int
+    mounts_bytes: int
     unused_bytes: int
     total_bytes: int
 
@@ -71,14 +74,18 @@ def disk_usage(parts: Parts) -> DiskUsage:
     cached = reach.of(digest for record in records for digest in record.digests) & sizes.keys()
     images_bytes = sum(sizes[item] for item in owners)
     cache_bytes = sum(sizes[item] for item in cached - owners.keys())
-    total_bytes = sum(sizes.values())
+    held_bytes = sum(sizes.values())
+    mounts = parts.mounts.all()
+    mounts_bytes = sum(mount.size_bytes for mount in mounts)
     return DiskUsage(
         images=tuple(images),
         images_bytes=images_bytes,
         cache_records=len(records),
         cache_bytes=cache_bytes,
-        unused_bytes=total_bytes - images_bytes - cache_bytes,
-        total_bytes=total_bytes,
+        cache_mounts=len(mounts),
+        mounts_bytes=mounts_bytes,
+        unused_bytes=held_bytes - images_bytes - cache_bytes,
+        total_bytes=held_bytes + mounts_bytes,
     )
 
 

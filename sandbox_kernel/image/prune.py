@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_kernel.errors import ImageError
+from sandbox_kernel.image.cache_mounts import CacheMounts
 from sandbox_kernel.image.cache_records import CacheRecords
 from sandbox_kernel.image.leases import leased
 from sandbox_kernel.image.media import hex_of
@@ -28,9 +29,9 @@ class PruneOptions:
     """What a prune may take beside of what nothing leads to.
 
     Images without a name are always taken; `all_images` takes the others too. `build_cache`
-    takes cache records: all of them, or, with `keep_bytes`, those used longest ago until the
-    rest of the cache holds at most that. With `older_than_s` all that came or was used later
-    is kept.
+    takes cache records and then the mounts of caches: all of them, or, with `keep_bytes`, those
+    used longest ago until the rest of the cache holds at most that. With `older_than_s` all that
+    came or was used later is kept.
     """
 
     all_images: bool = False
@@ -52,6 +53,7 @@ class Pruned:
     records: tuple[str, ...] = ()
     blobs: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    cache_mounts: int = 0
     size_bytes: int = 0
 
 
@@ -65,6 +67,7 @@ class Parts:
     layers: LayerFolders
     refs: Refs
     records: CacheRecords
+    mounts: CacheMounts
     leases: Path
     diff_ids: Path
 
@@ -91,19 +94,24 @@ def prune(parts: Parts, options: PruneOptions) -> Pruned:
         before_s = time.time() - options.older_than_s
         images = _prune_images(parts, options, in_use, before_s)
         records: tuple[str, ...] = ()
+        kept_bytes = 0
         if options.build_cache:
-            records = _prune_records(parts, options, reach, before_s)
+            records, kept_bytes = _prune_records(parts, options, reach, before_s)
         roots = {entry.digest for entry in parts.refs.entries()} | in_use
         for record in parts.records.all():
             roots.update(record.digests)
         unused = _unused(parts, reach.of(roots))
         size_bytes = parts.total_bytes(unused)
         gone = [_take(parts, item) for item in unused]
+    mounts: list[Path] = []
+    if options.build_cache:
+        mounts, freed_bytes = _prune_mounts(parts, options, kept_bytes, before_s)
+        size_bytes += freed_bytes
     # Without the lock: it takes long, and who wants to start something need not wait for it.
-    _remove_all(path for path in gone if path is not None)
+    _remove_all([*(path for path in gone if path is not None), *mounts])
     blobs = tuple(item.digest for item in unused if not item.is_layer)
     layers = tuple(item.digest for item in unused if item.is_layer)
-    return Pruned(images, records, blobs, layers, size_bytes)
+    return Pruned(images, records, blobs, layers, len(mounts), size_bytes)
 
 
 def _remove_all(paths: Iterable[Path]) -> None:
@@ -156,9 +164,10 @@ def _came_s(parts: Parts, digest: str) -> float:
 
 def _prune_records(
     parts: Parts, options: PruneOptions, reach: Reach, before_s: float
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], int]:
+    """Remove records; tell which, and how much the others keep alive."""
     items = set(reach.of(entry.digest for entry in parts.refs.entries()))
-    size_bytes = 0
+    size_bytes = kept_bytes = 0
     gone = []
     # From the one used last: what an image keeps costs nothing, and nothing is counted twice.
     for record in reversed(parts.records.all()):
@@ -168,6 +177,28 @@ def _prune_records(
         fits = options.keep_bytes is not None and size_bytes <= options.keep_bytes
         if not fits and record.used_s <= before_s:
             gone.append(record.key)
+        else:
+            kept_bytes = size_bytes
     for key in gone:
         parts.records.remove(key)
-    return tuple(gone)
+    return tuple(gone), kept_bytes
+
+
+def _prune_mounts(
+    parts: Parts, options: PruneOptions, kept_bytes: int, before_s: float
+) -> tuple[list[Path], int]:
+    """Take mounts of caches away that no step has; give where they wait, and what they took."""
+    gone, size_bytes = [], 0
+    for mount in parts.mounts.all():
+        fits = options.keep_bytes is not None and (
+            kept_bytes + mount.size_bytes <= options.keep_bytes
+        )
+        taken = None
+        if not fits and mount.used_s <= before_s:
+            taken = parts.mounts.take_away(mount)
+        if taken is None:
+            kept_bytes += mount.size_bytes
+        else:
+            gone.append(taken)
+            size_bytes += mount.size_bytes
+    return gone, size_bytes

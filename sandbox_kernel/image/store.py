@@ -29,6 +29,7 @@ import platformdirs
 
 from sandbox_kernel.errors import ImageError
 from sandbox_kernel.image import disk_usage, prune, resolve, stored_image
+from sandbox_kernel.image.cache_mounts import CacheMounts
 from sandbox_kernel.image.cache_records import CacheRecords
 from sandbox_kernel.image.documents import Descriptor, ImageConfig, Manifest
 from sandbox_kernel.image.layer_reader import LayerProgress
@@ -69,6 +70,7 @@ class Store:
         staging = Staging(folder / "staging")
         locks = Locks(folder / "locks")
         blobs = Blobs(folder / "blobs/sha256", staging, self._claim)
+        self.cache_mounts = CacheMounts(folder / "cache-mounts", staging)
         self._parts = prune.Parts(
             locks=locks,
             staging=staging,
@@ -76,6 +78,7 @@ class Store:
             layers=LayerFolders(folder / "layers/sha256", blobs, locks, staging),
             refs=Refs(folder, locks, staging),
             records=CacheRecords(folder / "cache", staging),
+            mounts=self.cache_mounts,
             leases=folder / "leases",
             diff_ids=folder / "diff-ids",
         )

@@ -14,6 +14,7 @@ from sandbox_kernel.build.builder import build
 from sandbox_kernel.build.events import StepOutput
 from sandbox_kernel.build.options import BuildOptions
 from sandbox_kernel.errors import BuildError
+from sandbox_kernel.image.prune import PruneOptions
 from tests.integration import leaks
 from tests.integration.builds import BASE, Workshop, needs_busybox
 
@@ -262,6 +263,24 @@ def test_a_private_cache_that_is_taken_gives_another_one(shop: Workshop) -> None
         fcntl.flock(held, fcntl.LOCK_EX)
         shop.build(text.replace("VALUE", "2"))
     assert shop.told.out() == ""
+
+
+def test_a_prune_of_the_build_cache_takes_caches_that_no_step_has(shop: Workshop) -> None:
+    line = "RUN --mount=type=cache,target=/c,id={} echo 12345 > /c/n\n"
+    shop.build(f"FROM {BASE}\n{line.format('a')}{line.format('b')}")
+    usage = shop.store.disk_usage()
+    assert (usage.cache_mounts, usage.mounts_bytes) == (2, 12)
+    in_use = next((shop.store.folder / "cache-mounts").glob("*.lock"))
+    with in_use.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert shop.store.prune(PruneOptions()).cache_mounts == 0
+        kept = shop.store.prune(PruneOptions(build_cache=True, keep_bytes=1 << 30))
+        recent = shop.store.prune(PruneOptions(build_cache=True, older_than_s=3600))
+        assert kept.cache_mounts == recent.cache_mounts == 0
+        assert shop.store.prune(PruneOptions(build_cache=True)).cache_mounts == 1
+    assert [one.path.name for one in shop.store.cache_mounts.all()] == [in_use.stem]
+    assert shop.store.prune(PruneOptions(build_cache=True, keep_bytes=0)).size_bytes == 6
+    assert shop.store.disk_usage().cache_mounts == 0
 
 
 @as_root

@@ -225,6 +225,7 @@ def test_prune_says_what_it_took(cli: Cli, base: FakeImage) -> None:
         "build_cache_records",
         "blobs",
         "layers",
+        "cache_mounts",
         "freed_bytes",
     }
     assert cli.json("prune", "-a")["images"] == [base.manifest.digest]
@@ -239,6 +240,8 @@ def test_disk_usage(cli: Cli, base: FakeImage) -> None:
         "images_bytes",
         "build_cache_records",
         "build_cache_bytes",
+        "cache_mounts",
+        "cache_mounts_bytes",
         "unused_bytes",
         "total_bytes",
     }
@@ -253,6 +256,7 @@ def test_disk_usage(cli: Cli, base: FakeImage) -> None:
         "TYPE",
         "Images",
         "Build cache",
+        "Cache mounts",
         "Unused",
         "Total",
     ]
