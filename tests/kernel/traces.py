@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.integration import leaks
 
-GONE_S = 2.0
+GONE_S = leaks.GONE_S
 
 
 def children() -> dict[int, set[int]]:
