@@ -57,14 +57,13 @@ def test_forms(shop: Workshop, line: str, out: str | None) -> None:
 
 def test_streams_come_while_it_runs_and_are_told_apart(shop: Workshop) -> None:
     said: list[tuple[str, bytes]] = []
-    inside = shop.store.folder / "cache-mounts"
 
     # The step waits for a file in its cache folder, which is made when its first line is here.
     def tell(event: object) -> None:
         if isinstance(event, StepOutput):
             said.append((event.stream, event.data))
-            for folder in inside.iterdir():
-                (folder / "heard").touch()
+            for mount in shop.store.cache_mounts.all():
+                (mount.path / "heard").touch()
 
     path = shop.root / "Dockerfile"
     path.write_text(
