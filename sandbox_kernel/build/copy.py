@@ -75,7 +75,7 @@ class Transfer:
             layer = LayerFolder(to.folder, lowers)
             try:
                 self._write(layer, to)
-            except BaseException:
+            except BaseException:  # also an interrupt: the half-written layer goes
                 layer.close()
                 raise
             layer.finish()
@@ -144,7 +144,7 @@ class Transfer:
 
             try:
                 download(one, folder)
-            except BaseException:
+            except BaseException:  # also an interrupt: the empty folder goes
                 folder.rmdir()
                 raise
         return _single(folder, one.name, "what was fetched")

@@ -180,7 +180,7 @@ class LayerFolder:
                 done = f"{done}/{name}" if done else name
                 above, fd = fd, self._opened(done, name, fd)
                 os.close(above)
-        except BaseException:
+        except BaseException:  # whatever it is, the descriptor has no owner yet
             os.close(fd)
             raise
         self._forget()

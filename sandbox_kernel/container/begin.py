@@ -60,7 +60,7 @@ def begin(body: dict[str, Any], fds: Sequence[int], *, held: Sequence[int] = ())
             f"the monitor of a container cannot be started: {error.strerror}",
             hint=REMEDIES.get(error.errno or 0, "see `sandbox-kernel doctor`"),
         ) from error
-    except BaseException:
+    except BaseException:  # whatever it is, nobody has the socket yet
         ours.close()
         raise
     finally:

@@ -66,7 +66,7 @@ def _clone(sock: socket.socket, packet: control.Packet, ids: IdMap, why: str) ->
         for path in packet.body["init_cgroups"]:
             enter_cgroup(path, pid)
         os.write(go, b"g")
-    except BaseException:
+    except BaseException:  # also an interrupt: the child waits for us
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise

@@ -61,7 +61,7 @@ class _Crew(Generic[T]):
                 thread.start()
             for thread in threads:
                 self._wait_for(thread)
-        except BaseException:
+        except BaseException:  # also an interrupt: no thread works on
             self._end()
             for thread in threads:
                 if thread.ident is not None:

@@ -115,7 +115,7 @@ class Transport:
         self._client = _client(trust_env=not self._is_local)
         try:
             self.base = httpx.URL(f"{self._scheme(host)}://{host}/v2/")
-        except BaseException:
+        except BaseException:  # whatever it is, nobody else closes it
             self._client.close()
             raise
 

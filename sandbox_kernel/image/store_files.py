@@ -45,7 +45,7 @@ def write_whole(path: Path, data: bytes, staging: Staging, *, durable: bool = Tr
             if durable:
                 os.fsync(fd)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException:  # also an interrupt: the draft goes
         draft.unlink(missing_ok=True)
         raise
     if durable:

@@ -133,7 +133,7 @@ class LayerFolders:
             # What lies there cannot be trusted, see `get`.
             discard(self.folder / hex_of(name), self._staging)
             os.rename(draft, self.folder / hex_of(name))
-        except BaseException:
+        except BaseException:  # also an interrupt: the draft goes
             if draft.exists():
                 remove(draft)
             raise

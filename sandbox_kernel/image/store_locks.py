@@ -60,7 +60,7 @@ class Locks:
                     fcntl.flock(fd, how)
                 if os.fstat(fd).st_nlink:
                     return fd
-            except BaseException:
+            except BaseException:  # also an interrupt while it waits
                 os.close(fd)
                 raise
             os.close(fd)

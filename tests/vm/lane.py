@@ -22,7 +22,7 @@ RESULTS = image.ROOT / "build" / "vm"
 PYTEST = (source.PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--color=no")
 LANE_TIMEOUT_S = 25 * 60.0
 SLOWDOWN = {"SANDBOX_KERNEL_TEST_SLOWDOWN": "5"}
-"""How much longer traces may take to go: an emulated processor takes about five times as long."""
+"""How much longer traces of a session may take to go: the processor may be emulated."""
 
 Tell = Callable[[str], None]
 
